@@ -1,0 +1,72 @@
+"""A record on its way through a role, as handlers see it. Nothing here knows Kafka.
+
+The loop of a partition (`kafka/partition.py`) hands a role a `Chunk`: up to 500 records of one partition, in order.
+The role settles every record exactly once, now or later, in any order: by publishing a result for it, by rejecting
+it, or by saying that its effect is durable elsewhere. Offsets are committed from nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from pipeline.errors import Rejected
+
+Headers = Sequence[tuple[str, bytes]]
+
+
+class Delivery(Protocol):
+    """One consumed record. aiokafka's ConsumerRecord is one as it is; nothing is copied."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int:
+        """Milliseconds since the epoch, as the broker stored it."""
+
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Headers: ...
+
+
+class Result(NamedTuple):
+    """What is published for one record, onto the record's own partition number of the results topic."""
+
+    key: bytes
+    value: bytes
+    headers: Headers
+
+
+class Chunk(Protocol):
+    """Records of one partition, consumed together, to be settled by the role that got them."""
+
+    @property
+    def records(self) -> Sequence[Delivery]: ...
+
+    @property
+    def abandoned(self) -> bool:
+        """True once the partition was given away: whatever is still waiting is dropped, its new owner does it."""
+
+    def publish(self, results: Sequence[Result]) -> None:
+        """Publish one result for each of as many records; they are settled when Kafka has acknowledged them."""
+
+    def reject(self, record: Delivery, why: Rejected) -> None:
+        """Write the record to the dead letters; it is settled when Kafka has acknowledged that."""
+
+    def done(self, count: int) -> None:
+        """Settle `count` records whose effect is durable outside Kafka, or which need no effect."""
+
+    def expect(self, count: int) -> None:
+        """Ask for `count` further settlements, for a record whose effect goes out in several parts."""
+
+
+def source_of(record: Delivery) -> str:
+    """The identity of a record: topic, partition and offset. Repeats only if a topic is made anew."""
+    return f"{record.topic}-{record.partition}-{record.offset}"
