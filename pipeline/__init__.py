@@ -1,0 +1,1 @@
+"""Optimizely decisions over Kafka. The spine: `assembly.py` builds, `runtime.py` runs."""
