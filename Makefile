@@ -1,0 +1,70 @@
+# Everything a person or a build machine does with this project. Needs python3 (3.11 or later) with its venv module,
+# make and git. `make PYTHON=python3.12 demo` chooses another interpreter, `VENV=` another place for the packages.
+
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+RUN := $(BIN)/python -m
+
+export VENV
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup setup-dev demo test check conformance bench format readme lock clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
+
+setup: ## Make .venv with the `pipeline` command and what the demo needs
+	@sh .ci/venv demo
+
+setup-dev: ## The same, with what the tests need
+	@sh .ci/venv dev
+
+demo: setup ## Run a broker, stand-ins and a worker; send 5,000 requests; account for each
+	@$(BIN)/pipeline demo $(ARGS)
+
+test: setup-dev ## Run the tests; ARGS="-k segments" selects some
+	@$(RUN) pytest $(ARGS)
+
+# One part of `make check`: a name and a command. Says how long it took, or that it failed.
+define part
+	@printf '== %s\n' '$(1)'; start=$$(date +%s); \
+	if $(2); then printf '== %s: ok, %s s\n' '$(1)' $$(( $$(date +%s) - start )); \
+	else printf '== %s: FAILED, %s s\n' '$(1)' $$(( $$(date +%s) - start )); exit 1; fi
+endef
+
+check: setup-dev ## All that must hold before a merge: format, lint, types, layers, README, tests
+	$(call part,format,$(BIN)/ruff format --check)
+	$(call part,lint,$(BIN)/ruff check)
+	$(call part,types,$(BIN)/mypy)
+	$(call part,layers,$(BIN)/lint-imports --no-cache)
+	$(call part,readme,$(RUN) tests.readme --check)
+	$(call part,tests,$(RUN) pytest $(ARGS))
+
+conformance: setup-dev ## Compare decisions with the official SDK; ARGS="100000 7" sets number and seed
+	@$(RUN) tests.conformance $(ARGS)
+
+bench: setup-dev ## Time the steps of one request: parse, decide, impression
+	@$(RUN) tests.benchmarks $(ARGS)
+
+format: setup-dev ## Format the code and mend what the linter can mend
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+readme: setup-dev ## Write the tables of README.md anew from the settings and metrics
+	@$(RUN) tests.readme
+
+# The largest lock is resolved first and constrains the others, so that the three never disagree on a version.
+LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --group build
+
+lock: ## Resolve the three requirements*.lock anew from pyproject.toml (needs uv); ARGS=--upgrade takes newer ones
+	@command -v uv >/dev/null || { echo "make lock needs uv on the PATH: $(RUN) pip install uv" >&2; exit 1; }
+	$(LOCK) --annotation-style line --extra demo --extra dev $(ARGS) -o requirements-dev.lock
+	$(LOCK) --no-annotate --extra demo -c requirements-dev.lock -o requirements-demo.lock
+	$(LOCK) --no-annotate -c requirements-dev.lock -o requirements.lock
+
+clean: ## Remove .venv, caches and built files
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find pipeline tests -name __pycache__ -type d -prune -exec rm -rf {} +
