@@ -7,12 +7,19 @@ it, or by saying that its effect is durable elsewhere. Offsets are committed fro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from pipeline.errors import Rejected
 
 Headers = Sequence[tuple[str, bytes]]
+
+# The identity that a record keeps when it is replayed from the dead letters.
+SOURCE_HEADER = "pipeline-source"
+TIMESTAMP_HEADER = "pipeline-timestamp"
+_IDENTITY = re.compile(rb"[A-Za-z0-9._-]{1,249}-[0-9]{1,10}-[0-9]{1,19}")
+_TIMESTAMP = re.compile(rb"-1|[0-9]{1,19}")
 
 
 class Delivery(Protocol):
@@ -70,3 +77,20 @@ class Chunk(Protocol):
 def source_of(record: Delivery) -> str:
     """The identity of a record: topic, partition and offset. Repeats only if a topic is made anew."""
     return f"{record.topic}-{record.partition}-{record.offset}"
+
+
+def identity_of(record: Delivery) -> tuple[str, int]:
+    """Source and timestamp that a record's identifiers are made from: those it first had, if it was replayed.
+
+    Both come from the headers or neither does: half an identity would be that of another record.
+    """
+    if record.headers:
+        source = timestamp = b""
+        for name, value in record.headers:
+            if name == SOURCE_HEADER:
+                source = value or b""  # Kafka's null
+            elif name == TIMESTAMP_HEADER:
+                timestamp = value or b""
+        if _IDENTITY.fullmatch(source) and _TIMESTAMP.fullmatch(timestamp):
+            return source.decode("ascii"), int(timestamp)
+    return source_of(record), record.timestamp
