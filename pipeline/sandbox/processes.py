@@ -1,0 +1,215 @@
+"""Processes of the sandbox: started, watched and ended together with whoever started them.
+
+`Guarded` is any command; it cannot outlive its starter, even one that was killed. `StandIns` are the services that the
+worker calls, each a process of its own. Everything here is synchronous and quick, except waits, which have a deadline.
+Used by the demo, the tests and the benchmarks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import pipeline
+from pipeline.errors import StartFailed
+
+_PACKAGE_PARENT = Path(pipeline.__file__).parents[1]
+_GUARD = Path(__file__).with_name("guard.py")
+_CALL_SECONDS = 30
+
+Service = Literal["cdn", "odp", "logx"]
+SERVICES: tuple[Service, ...] = ("cdn", "odp", "logx")
+
+
+class Guarded:
+    """A running command whose output goes to the file `log`; it ends with this process, whatever happens."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        remove: Path | None = None,
+    ) -> None:
+        """Start it. `remove` is a directory to remove should this process die without stopping the command."""
+        self.log = log
+        self._guard = subprocess.Popen(
+            [sys.executable, "-I", str(_GUARD), "--log", str(log)]
+            + (["--remove", str(remove)] if remove else [])
+            + ["--", *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=dict(environment) if environment is not None else None,
+            cwd=_PACKAGE_PARENT,
+            # A session of its own: Ctrl-C in the terminal reaches only the starter, which then stops things in order.
+            start_new_session=True,
+        )
+        assert self._guard.stdout is not None
+        with self._guard.stdout as line:
+            pid = line.readline()
+        if not pid:
+            self.close()
+            raise StartFailed(f"{command[0]} cannot be started: {self.log_tail(3)}")
+        self.pid = int(pid)
+
+    @property
+    def running(self) -> bool:
+        return self._guard.poll() is None
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the command, if it still runs."""
+        if self.running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def wait(self, timeout: float) -> int:
+        """Its status: 128 + signal if one ended it. Raises TimeoutError after `timeout` seconds."""
+        try:
+            status = self._guard.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"process {self.pid} still runs after {timeout:g} s") from None
+        self._close_pipe()
+        return status
+
+    def stop(self, timeout: float = 10) -> int:
+        """Ask it to end and wait; after `timeout` seconds it is killed. Its status."""
+        self.signal(signal.SIGTERM)
+        try:
+            return self.wait(timeout)
+        except TimeoutError:
+            return self.kill()
+
+    def kill(self) -> int:
+        """SIGKILL, and wait until it is gone. Its status."""
+        self.signal(signal.SIGKILL)
+        return self.wait(_CALL_SECONDS)
+
+    def close(self) -> None:
+        """End it at once, politely or not; for `finally`."""
+        self._close_pipe()
+        self._guard.wait(_CALL_SECONDS)
+
+    def log_tail(self, lines: int = 40) -> str:
+        try:
+            text = self.log.read_text("utf-8", "replace")
+        except OSError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def _close_pipe(self) -> None:
+        if self._guard.stdin is not None:
+            self._guard.stdin.close()
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(condition: Callable[[], bool], *, timeout: float, what: str, interval: float = 0.02) -> None:
+    """Wait until `condition()` holds. Raises TimeoutError naming `what` after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {timeout:g} s")
+        time.sleep(interval)
+
+
+class StandIns:
+    """The CDN, ODP and logx, each a process of its own on 127.0.0.1."""
+
+    def __init__(self, services: Sequence[Service] = SERVICES) -> None:
+        """Start them and wait for their ports."""
+        self._directory = Path(tempfile.mkdtemp(prefix="decision-pipeline-stand-ins-"))
+        self._processes: dict[Service, Guarded] = {}
+        self._ports: dict[Service, int] = {}
+        try:
+            for service in services:
+                self._processes[service] = Guarded(
+                    [sys.executable, "-m", f"pipeline.sandbox.{service}", "--port", "0"],
+                    log=self._directory / f"{service}.log",
+                    remove=self._directory,
+                )
+            for service in services:
+                self._ports[service] = self._port_of(service)
+        except BaseException:
+            self.stop()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    @property
+    def services(self) -> tuple[Service, ...]:
+        return tuple(self._processes)
+
+    @property
+    def cdn_url_template(self) -> str:
+        return f"{self.address('cdn')}/datafiles/%s.json"
+
+    @property
+    def odp_host(self) -> str:
+        return self.address("odp")
+
+    @property
+    def logx_url(self) -> str:
+        return f"{self.address('logx')}/v1/events"
+
+    def address(self, service: Service) -> str:
+        return f"http://127.0.0.1:{self._ports[service]}"
+
+    def ledger(self, service: Service, *, query: str = "") -> dict[str, Any]:
+        """What the service counted; `query` such as `full=1` asks for more (see the service)."""
+        return self._call(service, f"/ledger?{query}", None)
+
+    def control(self, service: Service, **faults: object) -> dict[str, Any]:
+        """Set faults, or `reset=True` to forget them and everything counted; the faults now in force."""
+        return self._call(service, "/control", faults)
+
+    def put_datafile(self, sdk_key: str, datafile: bytes) -> None:
+        """Publish a datafile under a key."""
+        self._call("cdn", f"/datafiles/{sdk_key}", datafile)
+
+    def stop(self) -> None:
+        """End them; what they counted is gone."""
+        for process in self._processes.values():
+            process.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _port_of(self, service: Service) -> int:
+        process = self._processes[service]
+
+        def announced() -> bool:
+            return not process.running or process.log.read_bytes().endswith(b"}\n")
+
+        until(announced, timeout=_CALL_SECONDS, what=f"the stand-in for {service}")
+        if not process.running:
+            raise StartFailed(f"the stand-in for {service} ended: {process.log_tail()}")
+        return int(json.loads(process.log_tail(1))["port"])
+
+    def _call(self, service: Service, path: str, document: object | None) -> dict[str, Any]:
+        body = document if isinstance(document, bytes | None) else json.dumps(document).encode()
+        request = urllib.request.Request(self.address(service) + path, data=body)  # noqa: S310 - our own process
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=_CALL_SECONDS) as answer:
+            answered: dict[str, Any] = json.load(answer)
+        return answered

@@ -1,0 +1,98 @@
+"""The worker as a process of its own, as it runs in production: `python -m pipeline run` with an environment.
+
+It can be waited for (`/ready`), asked for its metrics, stopped, killed and held. It does not outlive its starter.
+Used by the demo and by the tests that need real signals and real crashes.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pipeline.errors import StartFailed
+from pipeline.sandbox.processes import Guarded, free_port, until
+
+_ANSWER_SECONDS = 5
+
+
+class Worker:
+    """One worker process; `start()` after `kill()` or `stop()` runs it again, its log goes on in the same file."""
+
+    def __init__(self, environment: Mapping[str, str], *, log: Path, arguments: Sequence[str] = ("run",)) -> None:
+        """`environment` is the whole environment; a free port is taken for its operations unless it names one."""
+        self.port = int(environment.get("PIPELINE_OPS__PORT") or free_port())
+        self.log = log
+        self._environment = {**environment, "PIPELINE_OPS__PORT": str(self.port)}
+        self._command = [sys.executable, "-m", "pipeline", *arguments]
+        self._process: Guarded | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._running().pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.running
+
+    def start(self) -> None:
+        """Run it; returns at once."""
+        self._process = Guarded(self._command, log=self.log, environment=self._environment)
+
+    def wait_ready(self, timeout: float = 30) -> None:
+        """Wait for `/ready`. Raises StartFailed with the end of its log if it ends or is late."""
+        try:
+            until(lambda: not self.running or self._get("/ready")[0] == 200, timeout=timeout, what="the worker")
+        except TimeoutError as error:
+            raise StartFailed(f"{error}; /ready says {self._get('/ready')[1]}\n{self.log_tail()}") from error
+        if not self.running:
+            raise StartFailed(f"the worker ended at its start:\n{self.log_tail()}")
+
+    def wait(self, timeout: float = 30) -> int:
+        """Wait until it ends by itself. Its status, 128 + signal if one ended it. Raises TimeoutError."""
+        return self._running().wait(timeout)
+
+    def stop(self, timeout: float = 30) -> int:
+        """SIGTERM, and its status; killed after `timeout` seconds. 0 if it was never started."""
+        if self._process is None:
+            return 0
+        self._process.signal(signal.SIGCONT)
+        return self._process.stop(timeout)
+
+    def kill(self) -> int:
+        """SIGKILL, as a node that dies."""
+        return self._running().kill()
+
+    def pause(self) -> None:
+        """SIGSTOP, as a machine that hangs."""
+        self._running().signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._running().signal(signal.SIGCONT)
+
+    def metrics(self) -> str:
+        """What `/metrics` says now; empty if it does not answer."""
+        status, text = self._get("/metrics")
+        return text if status == 200 else ""
+
+    def log_tail(self, lines: int = 40) -> str:
+        return self._process.log_tail(lines) if self._process is not None else ""
+
+    def _running(self) -> Guarded:
+        if self._process is None:
+            raise RuntimeError("Worker.start() was not called")
+        return self._process
+
+    def _get(self, path: str) -> tuple[int, str]:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(f"http://127.0.0.1:{self.port}{path}", timeout=_ANSWER_SECONDS) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode("utf-8", "replace")
+        except OSError as error:
+            return 0, str(error)

@@ -1,0 +1,56 @@
+"""Real parts for every test: one Apache Kafka for the run, topics of one's own, the stand-ins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+from pipeline.sandbox.kafka import LocalKafka
+from pipeline.sandbox.processes import StandIns
+from tests.support import Broker, ExistingKafka, TopicMaker, Topics, create_topics, delete_topics, unique_topics
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Broker]:
+    """One broker for the run; PIPELINE_TEST_BOOTSTRAP_SERVERS names an existing one."""
+    existing = os.environ.get("PIPELINE_TEST_BOOTSTRAP_SERVERS")
+    if existing:
+        yield ExistingKafka(existing)
+        return
+    with LocalKafka() as broker:
+        yield broker
+
+
+@pytest_asyncio.fixture
+async def topics(kafka: Broker) -> AsyncIterator[TopicMaker]:
+    """`await topics(partitions=4)` makes topics that no other test has; they are deleted afterwards."""
+    made: list[Topics] = []
+
+    async def make(partitions: int = 4, results_partitions: int | None = None) -> Topics:
+        own = unique_topics()
+        await create_topics(kafka.bootstrap_servers, own, partitions, results_partitions or partitions)
+        made.append(own)
+        return own
+
+    yield make
+    for own in made:
+        await delete_topics(kafka.bootstrap_servers, own)
+
+
+@pytest.fixture(scope="session")
+def _stand_ins() -> Iterator[StandIns]:
+    with StandIns() as running:
+        yield running
+
+
+@pytest.fixture
+def stand_ins(_stand_ins: StandIns) -> Iterator[StandIns]:
+    """The CDN, ODP and logx, without faults and with empty ledgers."""
+    for service in _stand_ins.services:
+        _stand_ins.control(service, reset=True)
+    yield _stand_ins
+    for service in _stand_ins.services:
+        _stand_ins.control(service, reset=True)

@@ -1,0 +1,102 @@
+"""What tests share: names of topics of their own, and the environment of a worker process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Protocol
+from uuid import uuid4
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from pipeline.sandbox.processes import StandIns
+
+
+class Broker(Protocol):
+    """What the fixture `kafka` gives: a LocalKafka, or an existing one."""
+
+    @property
+    def bootstrap_servers(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ExistingKafka:
+    bootstrap_servers: str
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """Topics of one test. The fields are named as in the settings."""
+
+    decide_requests: str
+    decide_results: str
+    track_events: str
+    odp_events: str
+    dead_letters: str
+
+    @property
+    def names(self) -> list[str]:
+        return list(asdict(self).values())
+
+
+class TopicMaker(Protocol):
+    """What the fixture `topics` gives."""
+
+    async def __call__(self, partitions: int = 4, results_partitions: int | None = None) -> Topics: ...
+
+
+def unique_topics() -> Topics:
+    run = uuid4().hex[:8]
+    return Topics(*(f"{name}.{run}" for name in ("requests", "results", "track", "odp", "dead")))
+
+
+async def create_topics(bootstrap_servers: str, topics: Topics, partitions: int, results_partitions: int) -> None:
+    by_broker = {"message.timestamp.type": "LogAppendTime"}
+    made = [
+        NewTopic(topics.decide_requests, partitions, 1, topic_configs=by_broker),
+        NewTopic(topics.decide_results, results_partitions, 1, topic_configs=by_broker),
+        NewTopic(topics.track_events, partitions, 1, topic_configs=by_broker),
+        NewTopic(topics.odp_events, partitions, 1),
+        NewTopic(topics.dead_letters, partitions, 1, topic_configs={"max.message.bytes": str(2 * 1024**2)}),
+    ]
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.create_topics(made)
+    finally:
+        await admin.close()
+
+
+async def delete_topics(bootstrap_servers: str, topics: Topics) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.delete_topics(topics.names)
+    finally:
+        await admin.close()
+
+
+def worker_env(
+    broker: Broker, topics: Topics, stand_ins: StandIns | None = None, overrides: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The whole environment of a worker on these topics, in a group of its own.
+
+    `overrides` are names without their prefix, e.g. `{"ODP__MAX_LINGER": "0.1"}`.
+    """
+    own = {
+        "KAFKA__BOOTSTRAP_SERVERS": broker.bootstrap_servers,
+        "KAFKA__GROUP_ID": f"group-{uuid4().hex[:8]}",
+        "TOPICS__REPLICATION_FACTOR": "1",
+        **{f"TOPICS__{name.upper()}": value for name, value in asdict(topics).items()},
+    }
+    if stand_ins is not None:
+        own |= {
+            "OPTIMIZELY__DATAFILE_URL_TEMPLATE": stand_ins.cdn_url_template,
+            "ODP__ALLOWED_HOSTS": "127.0.0.1",
+            "ODP__ALLOW_HTTP": "true",
+            "LOGX__URL": stand_ins.logx_url,
+            "LOGX__EU_URL": stand_ins.logx_url,
+        }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_")}
+    return environment | {f"PIPELINE_{name}": value for name, value in (own | dict(overrides or {})).items()}
