@@ -81,8 +81,8 @@ def read_object(value: bytes | None, *, max_bytes: int) -> dict[str, Any]:
 
 def too_deep(value: bytes, document: dict[str, Any]) -> bool:
     """Whether the document is nested deeper than MAX_NESTING, so that parts of it could not be written again."""
-    # Nesting cannot exceed the number of opening brackets; counting bytes is all that an ordinary record costs.
-    if value.count(b"[") + value.count(b"{") <= MAX_NESTING:
+    # Every level costs two brackets, so an ordinary record is done after the first comparison or the second.
+    if len(value) <= 2 * MAX_NESTING or value.count(b"[") + value.count(b"{") <= MAX_NESTING:
         return False
     level: list[Any] = [document]
     for _ in range(MAX_NESTING):

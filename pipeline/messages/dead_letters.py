@@ -15,6 +15,8 @@ OFFSET_HEADER = "pipeline-source-offset"
 ROLE_HEADER = "pipeline-role"
 REASON_HEADER = "pipeline-reason"
 DETAIL_HEADER = "pipeline-detail"
+# Added by the writer where the value is too large to copy.
+POINTER_HEADER = "pipeline-pointer"
 
 # A replayed record may bring all of these; a second failure replaces them.
 ADDED_HEADERS = frozenset(
@@ -27,6 +29,7 @@ ADDED_HEADERS = frozenset(
         ROLE_HEADER,
         REASON_HEADER,
         DETAIL_HEADER,
+        POINTER_HEADER,
     }
 )
 MAX_DETAIL_BYTES = 1024

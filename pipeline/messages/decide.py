@@ -71,7 +71,7 @@ def parse_decide_request(value: bytes | None, *, max_bytes: int) -> DecideReques
         get("requestId") or None,
         get("sdkKey") or None,
         get("userAttributes") or {},
-        tuple(dict.fromkeys(keys)) if keys else (),
+        tuple(dict.fromkeys(keys) if len(keys) > 1 else keys) if keys else (),
         frozenset(options) if options else _NO_OPTIONS,
         _forced_decisions(forced) if forced else (),
         get("fetchSegments") is True,

@@ -15,6 +15,8 @@ from pipeline.errors import Rejected
 
 Headers = Sequence[tuple[str, bytes]]
 
+# On a result: where its request lies, as topic-partition-offset. A takeover finds by it what is answered.
+RESULT_SOURCE_HEADER = "source"
 # The identity that a record keeps when it is replayed from the dead letters.
 SOURCE_HEADER = "pipeline-source"
 TIMESTAMP_HEADER = "pipeline-timestamp"
