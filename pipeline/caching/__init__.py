@@ -1,0 +1,1 @@
+"""Caches that the process shares: bounded, with expiry, in memory."""
