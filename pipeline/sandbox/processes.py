@@ -140,14 +140,11 @@ class StandIns:
         self._processes: dict[Service, Guarded] = {}
         self._ports: dict[Service, int] = {}
         try:
-            for service in services:
-                self._processes[service] = Guarded(
-                    [sys.executable, "-m", f"pipeline.sandbox.{service}", "--port", "0"],
-                    log=self._directory / f"{service}.log",
-                    remove=self._directory,
-                )
-            for service in services:
-                self._ports[service] = self._port_of(service)
+            others = [service for service in services if service != "cdn"]
+            self._start(others)
+            if "cdn" in services:
+                # The datafiles name the ODP they belong to, so it has to have a port first.
+                self._start(["cdn"], *(["--odp-host", self.odp_host] if "odp" in others else []))
         except BaseException:
             self.stop()
             raise
@@ -194,6 +191,16 @@ class StandIns:
         for process in self._processes.values():
             process.close()
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _start(self, services: Sequence[Service], *arguments: str) -> None:
+        for service in services:
+            self._processes[service] = Guarded(
+                [sys.executable, "-m", f"pipeline.sandbox.{service}", "--port", "0", *arguments],
+                log=self._directory / f"{service}.log",
+                remove=self._directory,
+            )
+        for service in services:
+            self._ports[service] = self._port_of(service)
 
     def _port_of(self, service: Service) -> int:
         process = self._processes[service]

@@ -1,0 +1,158 @@
+"""What the stand-ins share: a port on 127.0.0.1, faults to order, a ledger of what arrived, an end with their starter.
+
+Each stand-in is a process, `python -m pipeline.sandbox.<service> --port 0`, that says `{"service":..., "port":...}` in
+one line. `GET /ledger` is what it counted; `POST /control` with a JSON object orders faults, and `{"reset": true}`
+forgets faults and counts. Nothing here knows the worker: a stand-in that shared its client's code would prove nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import stat
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, ClassVar
+
+import orjson
+from aiohttp import web
+
+_LARGEST_BODY = 64 * 1024**2
+_NO_FAULTS: dict[str, Any] = {
+    "latency": 0.0,  # seconds before every answer
+    "status": None,  # answered to everything, and nothing is counted as taken
+    "fail_next": 0,  # so many requests get `fail_status`
+    "fail_status": 503,
+    "drop_next": 0,  # so many requests are taken, and their connection closed without an answer
+    "retry_after": None,  # header of a failure, in seconds
+}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class StandIn(ABC):
+    """One service. A subclass has its routes, its ledger and its own controls."""
+
+    service: ClassVar[str]
+    controls: ClassVar[Mapping[str, Any]] = {}
+    """Names and initial values of a service's own controls; `POST /control` knows no others."""
+
+    def __init__(self) -> None:
+        self._initial = _NO_FAULTS | dict(self.controls)
+        self.faults: dict[str, Any] = dict(self._initial)
+        self.requests = 0
+        self.in_flight = 0
+        self.most_in_flight = 0
+
+    @abstractmethod
+    def routes(self) -> Mapping[tuple[str, str], Handler]:
+        """(method, path) -> handler, of the service itself; faults apply to these."""
+
+    @abstractmethod
+    def ledger(self, query: Mapping[str, str]) -> dict[str, Any]:
+        """What was counted, beside the requests."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget what was counted."""
+
+    def ordered(self, controls: Mapping[str, Any]) -> None:
+        """Controls were set. Most act on the next request; a service that has others acts here."""
+        self.faults |= controls
+
+    def application(self) -> web.Application:
+        application = web.Application(client_max_size=_LARGEST_BODY)
+        for (method, path), handler in self.routes().items():
+            application.router.add_route(method, path, self._faulted(handler))
+        application.router.add_get("/ledger", self._get_ledger)
+        application.router.add_post("/control", self._post_control)
+        return application
+
+    def _faulted(self, handler: Handler) -> Handler:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            self.requests += 1
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+            try:
+                if self.faults["latency"]:
+                    await asyncio.sleep(self.faults["latency"])
+                return await self._answer(handler, request)
+            finally:
+                self.in_flight -= 1
+
+        return answer
+
+    async def _answer(self, handler: Handler, request: web.Request) -> web.StreamResponse:
+        status = self.faults["status"]
+        if status is None and self.faults["fail_next"] > 0:
+            self.faults["fail_next"] -= 1
+            status = self.faults["fail_status"]
+        if status is not None:
+            await request.read()
+            wait = self.faults["retry_after"]
+            return web.Response(status=status, headers={} if wait is None else {"Retry-After": str(wait)})
+        response = await handler(request)
+        if self.faults["drop_next"] > 0 and request.transport is not None:
+            self.faults["drop_next"] -= 1
+            request.transport.abort()
+        return response
+
+    async def _get_ledger(self, request: web.Request) -> web.Response:
+        counted = {"requests": self.requests, "most_in_flight": self.most_in_flight, **self.ledger(request.query)}
+        return answer_json(counted)
+
+    async def _post_control(self, request: web.Request) -> web.Response:
+        controls = orjson.loads(await request.read())
+        if controls.pop("reset", False):
+            self.faults = dict(self._initial)
+            self.requests = self.most_in_flight = 0
+            self.reset()
+        unknown = controls.keys() - self.faults.keys()
+        if unknown:
+            return answer_json({"error": f"no such control: {', '.join(sorted(unknown))}"}, status=400)
+        self.ordered(controls)
+        return answer_json(self.faults)
+
+
+def answer_json(document: object, *, status: int = 200) -> web.Response:
+    return web.Response(body=orjson.dumps(document), status=status, content_type="application/json")
+
+
+def argument_parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    return parser
+
+
+def serve(stand_in: StandIn, port: int) -> None:
+    """Serve until SIGTERM, Ctrl-C, or the end of standard input where that is a pipe."""
+    asyncio.run(_serve(stand_in, port))
+
+
+async def _serve(stand_in: StandIn, port: int) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    def starter_wrote_or_ended() -> None:
+        if not os.read(0, 1024):
+            loop.remove_reader(0)
+            stop.set()
+
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        loop.add_reader(0, starter_wrote_or_ended)
+    runner = web.AppRunner(stand_in.application(), access_log=None, handle_signals=False, shutdown_timeout=1)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", port, backlog=1024)
+        await site.start()
+        line = orjson.dumps({"service": stand_in.service, "port": runner.addresses[0][1]}).decode()
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+        await stop.wait()
+    finally:
+        await runner.cleanup()
