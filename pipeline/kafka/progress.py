@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Span:
-    """The offsets [first, end) of one chunk. `low` is the least offset any of its results can have, once one is known."""
+    """The offsets [first, end) of one chunk. `low`: the least offset any of its results can have, once one is known."""
 
     first: int
     end: int

@@ -1,0 +1,1 @@
+"""HTTP: what people, probes and Prometheus ask the worker."""

@@ -1,0 +1,221 @@
+"""Settings in, a wired worker out: every object is made here, once. What runs it is `runtime.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from prometheus_client import CollectorRegistry
+
+from pipeline.api.operations import Operations
+from pipeline.datafile.poller import Datafiles
+from pipeline.errors import ConfigurationError
+from pipeline.handlers.decide import Decider
+from pipeline.handlers.logx import ConversionsHandler, ImpressionsHandler
+from pipeline.handlers.odp_events import OdpEventsHandler
+from pipeline.kafka import client
+from pipeline.kafka.consumer import GroupConsumer
+from pipeline.kafka.consumer import Role as RoleSpec
+from pipeline.kafka.dead_letters import DeadLetters
+from pipeline.kafka.partition import Handler
+from pipeline.kafka.sink import Sink
+from pipeline.kafka.takeover import Takeover
+from pipeline.kafka.topics import check_topics, topics_of
+from pipeline.logx.dispatcher import Logx
+from pipeline.metrics import Metrics
+from pipeline.odp.events import OdpEvents
+from pipeline.odp.segments import Segments
+from pipeline.runtime import Fence, give_up, until_stopped
+from pipeline.settings import Role, Settings
+from pipeline.transport import Transport
+
+log = structlog.get_logger("pipeline.worker")
+
+# Long-lived objects are many (compiled datafiles, caches) and never garbage: the collector need not walk them.
+_GC_THRESHOLD = 50_000
+
+
+class Worker:
+    """One process: its roles, its clients, its start and its stop in the order of the flow."""
+
+    def __init__(self, settings: Settings, fence: Fence) -> None:
+        if not settings.optimizely.sdk_keys:
+            raise ConfigurationError(["PIPELINE_OPTIMIZELY__SDK_KEYS: name at least one SDK key"])
+        self.settings = settings
+        self.registry = CollectorRegistry()
+        self.metrics = Metrics(self.registry)
+        self.metrics.loop_stall_seconds.set_function(lambda: fence.longest)
+        self.transport = Transport()
+        self.datafiles = Datafiles(transport=self.transport, settings=settings.optimizely, metrics=self.metrics)
+        self.operations = Operations(self, self.registry, settings.ops)
+        self.segments = Segments(transport=self.transport, settings=settings.odp, metrics=self.metrics)
+        self.logx = Logx(transport=self.transport, settings=settings.logx, metrics=self.metrics)
+        self.odp_events = OdpEvents(transport=self.transport, settings=settings.odp, metrics=self.metrics)
+        self.consumers: list[GroupConsumer] = []
+        self._producer: AIOKafkaProducer | None = None
+        self._others: list[AIOKafkaConsumer | AIOKafkaAdminClient] = []
+        self._awaited = "the first connection to Kafka"
+
+    # The start
+
+    async def start(self) -> None:
+        """Raises StartFailed. May be cancelled at any point; `stop()` cleans up whatever there is."""
+        settings = self.settings
+        await self.transport.start()
+        await self.operations.start()
+        await self.datafiles.start()
+        await client.wait_for_broker(settings.kafka)
+        admin = await client.start_client(client.admin(settings.kafka))
+        self._others.append(admin)
+        partitions = await check_topics(admin, settings.kafka, settings.topics, settings.roles)
+        self._producer = await client.start_client(client.producer(settings.kafka))
+        # Consumption begins when every key has a datafile or is known to be bad: a request would be lost otherwise.
+        self._awaited = "the datafiles"
+        await self.datafiles.settled()
+        self._awaited = ""
+        for role in settings.roles:
+            self.consumers.append(await self._consumer(role, admin, partitions))
+        for consumer in self.consumers:
+            await consumer.start()
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_GC_THRESHOLD)
+        log.info("worker started", roles=list(settings.roles), group=settings.kafka.group_id)
+
+    async def _consumer(self, role: Role, admin: AIOKafkaAdminClient, partitions: Mapping[str, int]) -> GroupConsumer:
+        settings, topics = self.settings, self.settings.topics
+        consumer = await client.start_client(client.group_consumer(settings.kafka, role))
+        scanner = await client.start_client(client.scanner(settings.kafka))
+        self._others.append(scanner)
+        results = self._sink(topics.decide_results, partitions) if role == "decide" else None
+        takeover = Takeover(
+            group_id=f"{settings.kafka.group_id}.{role}", admin=admin, scanner=scanner,
+            results_topic=results.topic if results else None, role=role, metrics=self.metrics,
+        )  # fmt: skip
+        dead_letters = DeadLetters(
+            self._sink(topics.dead_letters, partitions), role=role,
+            max_bytes=int(settings.kafka.max_dead_letter_bytes), metrics=self.metrics,
+        )  # fmt: skip
+        return GroupConsumer(
+            self._role(role), consumer=consumer, takeover=takeover, results=results, dead_letters=dead_letters,
+            settings=settings.kafka, drain_seconds=settings.ops.drain, metrics=self.metrics, fail=give_up,
+        )  # fmt: skip
+
+    def _sink(self, topic: str, partitions: Mapping[str, int]) -> Sink:
+        assert self._producer is not None
+        return Sink(self._producer, topic, partitions=partitions[topic], metrics=self.metrics, fail=give_up)
+
+    def _role(self, role: Role) -> RoleSpec:
+        settings, kafka = self.settings, self.settings.kafka
+        topics = topics_of(role, settings.topics)
+        max_bytes = int(kafka.max_record_bytes)
+        if role == "decide":
+            decider = Decider(
+                datafiles=self.datafiles, segments=self.segments, settings=settings.decide,
+                max_record_bytes=max_bytes, metrics=self.metrics,
+            )  # fmt: skip
+            return RoleSpec(role, topics, kafka.window_records, handler=lambda _: decider.handler())
+        if role == "odp_events":
+            return RoleSpec(
+                role, topics, kafka.window_records,
+                handler=lambda _: OdpEventsHandler(self.odp_events, self.datafiles, max_record_bytes=max_bytes),
+                flush=self.odp_events.drain, held=lambda: self.odp_events.held,
+            )  # fmt: skip
+
+        def of_topic(topic: str) -> Handler:
+            if topic == settings.topics.decide_results:
+                return ImpressionsHandler(self.logx, settings.logx)
+            return ConversionsHandler(self.logx, self.datafiles, max_record_bytes=max_bytes)
+
+        return RoleSpec(
+            role, topics, kafka.logx_window_records,
+            handler=of_topic, flush=self.logx.drain, held=lambda: self.logx.held,
+        )  # fmt: skip
+
+    # The stop
+
+    async def stop(self) -> None:
+        """In the order of the flow: decide, then what follows from its results, then the clients and the server.
+
+        Three quarters of the time are for finishing politely; what a service has not taken by then is read again. What
+        Kafka has not acknowledged by the deadline ends the process: it may not be sent twice.
+        """
+        deadline = time.monotonic() + self.settings.ops.drain
+        try:
+            async with asyncio.timeout(self.settings.ops.drain):
+                for wave in (("decide",), ("logx", "odp_events")):
+                    polite = (deadline - time.monotonic()) * 3 / 4
+                    stopping = [consumer for consumer in self.consumers if consumer.role.name in wave]
+                    await asyncio.gather(*(consumer.stop(polite=polite) for consumer in stopping))
+                await self._close()
+        except TimeoutError as error:
+            give_up(f"the stop took longer than {self.settings.ops.drain:g} s", error)
+        log.info("worker stopped")
+
+    async def _close(self) -> None:
+        for part in (self.segments, self.logx, self.odp_events, self.datafiles):
+            await part.close()
+        if self._producer is not None:
+            await self._producer.stop()
+        for other in self._others:
+            await client.stop_client(other)
+        await self.operations.close()
+        await self.transport.close()
+
+    # What operators see
+
+    def stuck(self) -> list[str]:
+        now = time.monotonic()
+        after = self.settings.ops.stuck_after
+        return [sentence for consumer in self.consumers for sentence in consumer.stuck(now, after=after)]
+
+    def awaited(self) -> list[str]:
+        if self._awaited:
+            return [f"waiting for {self._awaited}"]
+        joining = [consumer.role.name for consumer in self.consumers if not consumer.assigned.is_set()]
+        if not self.consumers:
+            return ["waiting for the groups to be joined"]
+        return [f"waiting for partitions of role {name}" for name in joining]
+
+    def status(self) -> Mapping[str, Any]:
+        return {
+            "roles": {
+                consumer.role.name: {
+                    "partitions": len(consumer.partitions),
+                    "recordsUnderWay": sum(partition.records_under_way for partition in consumer.partitions),
+                    "held": consumer.role.held(),
+                }
+                for consumer in self.consumers
+            },
+            "datafiles": [
+                {
+                    "sdkKey": one.sdk_key,
+                    "state": one.state,
+                    "revision": one.revision,
+                    "age": one.age,
+                    "error": one.error,
+                }
+                for one in self.datafiles.status()
+            ],
+        }
+
+
+async def run_worker(settings: Settings, fence: Fence) -> int:
+    """Run a worker until it is asked to stop; its exit code. Raises StartFailed or ConfigurationError."""
+    worker = Worker(settings, fence)
+
+    async def live() -> None:
+        await worker.start()
+        await asyncio.Event().wait()
+
+    try:
+        await until_stopped(live())
+    finally:
+        await worker.stop()
+    return 0

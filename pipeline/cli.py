@@ -1,0 +1,192 @@
+"""The `pipeline` command. Errors that a person can mend are one message without a traceback, and exit code 2 or 1."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, NoReturn, TypeVar
+
+import typer
+from aiokafka.admin import AIOKafkaAdminClient
+from pydantic import BaseModel, SecretStr
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.errors import ConfigurationError, PipelineError
+from pipeline.settings import CONFIG_FILE, PREFIX, ROLES, Role, Settings, load_settings, masked
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Optimizely decisions over Kafka. Settings come from PIPELINE_* variables and an optional YAML file.",
+)  # fmt: skip
+topics_app = typer.Typer(no_args_is_help=True, help="The topics: create what is missing, describe what is there.")
+app.add_typer(topics_app, name="topics")
+
+_Answer = TypeVar("_Answer")
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help=f"YAML file with settings; {CONFIG_FILE} names one as well.", show_default=False),
+]
+
+
+@app.command()
+def run(
+    config: ConfigFile = None,
+    roles: Annotated[
+        str | None,
+        typer.Option(help=f"Roles of this process, separated by commas: {', '.join(ROLES)}.", show_default=False),
+    ] = None,
+) -> None:
+    """Run a worker until SIGTERM or Ctrl-C."""
+    from pipeline import assembly, logs, runtime
+
+    settings = load_settings(file=config)
+    if roles is not None:
+        settings = _with_roles(settings, roles)
+    logs.configure_logs(settings.ops.log_level)
+    fence = runtime.Fence(settings.kafka.session_timeout - settings.kafka.heartbeat_interval)
+    raise typer.Exit(runtime.run(lambda: assembly.run_worker(settings, fence), fence))
+
+
+def _with_roles(settings: Settings, roles: str) -> Settings:
+    names = [name.strip() for name in roles.split(",") if name.strip()]
+    unknown = [name for name in names if name not in ROLES]
+    if unknown or not names:
+        raise ConfigurationError([f"--roles: {', '.join(unknown) or 'none given'}; there are {', '.join(ROLES)}"])
+    chosen: tuple[Role, ...] = tuple(role for role in ROLES if role in names)
+    return settings.model_copy(update={"roles": chosen})
+
+
+@app.command()
+def decide(
+    datafile: Annotated[Path, typer.Option(help="The datafile to decide by.")],
+    segments: Annotated[
+        Path | None, typer.Option(help="JSON object: user id -> list of the user's segments.", show_default=False)
+    ] = None,
+) -> None:
+    """Decide requests read as JSON lines from standard input, one result line for each, in order; no network."""
+    from pipeline.offline import decide_lines
+
+    for line in decide_lines(sys.stdin.buffer, _read(datafile), _read(segments) if segments else b"{}"):
+        sys.stdout.buffer.write(line + b"\n")
+        sys.stdout.buffer.flush()
+
+
+@app.command()
+def demo(
+    requests: Annotated[int, typer.Option(min=1, help="Decide requests to produce.")] = 5000,
+    bootstrap_servers: Annotated[
+        str | None, typer.Option(help="Use this Kafka instead of starting one.", show_default=False)
+    ] = None,
+) -> None:
+    """Run the whole product on this machine, on Apache Kafka, and account for every record."""
+    from pipeline.sandbox.demo import run_demo
+
+    raise typer.Exit(run_demo(requests=requests, bootstrap_servers=bootstrap_servers))
+
+
+@app.command()
+def check_config(
+    config: ConfigFile = None,
+    topics: Annotated[
+        bool, typer.Option("--topics", help="Ask the broker whether the topics are as needed, too.")
+    ] = False,
+) -> None:
+    """Show the settings in effect, secrets masked; every mistake at once."""
+    settings = load_settings(file=config)
+    if not settings.optimizely.sdk_keys:
+        raise ConfigurationError([f"{PREFIX}OPTIMIZELY__SDK_KEYS: name at least one SDK key"])
+    console = Console(soft_wrap=True)
+    table = Table("setting", "value", box=None, header_style="bold")
+    table.add_row(f"{PREFIX}ROLES", ", ".join(settings.roles))
+    for name, section in settings:
+        if isinstance(section, BaseModel):
+            for field, value in section:
+                changed = field in section.model_fields_set
+                table.add_row(f"{PREFIX}{name}__{field}".upper(), _shown(field, value), style="" if changed else "dim")
+    console.print(table)
+    if topics:
+        _describe(settings, console)
+
+
+def _shown(field: str, value: object) -> str:
+    if field == "sdk_keys" and isinstance(value, tuple):
+        return ", ".join(masked(key) for key in value)
+    if isinstance(value, SecretStr):
+        return "***"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None else str(value)
+
+
+@topics_app.command("create")
+def create(config: ConfigFile = None) -> None:
+    """Create the topics that are missing, with equal partition counts, append time and retention."""
+    from pipeline.kafka.topics import create_topics
+
+    settings = load_settings(file=config)
+    made = asyncio.run(_with_admin(settings, lambda admin: create_topics(admin, settings.kafka, settings.topics)))
+    for name, new in made:
+        typer.echo(f"{name}: {'created' if new else 'was there already'}")
+
+
+@topics_app.command("describe")
+def describe(config: ConfigFile = None) -> None:
+    """Show the topics as they are, and what should be changed. Exit code 1 if anything should."""
+    _describe(load_settings(file=config), Console(soft_wrap=True))
+
+
+def _describe(settings: Settings, console: Console) -> None:
+    from pipeline.kafka.topics import describe_topics
+
+    described = asyncio.run(
+        _with_admin(settings, lambda admin: describe_topics(admin, settings.kafka, settings.topics))
+    )
+    table = Table("topic", "partitions", "replicas", "configuration", box=None, header_style="bold")
+    for topic in described:
+        config = ", ".join(f"{name}={value}" for name, value in topic.config.items())
+        table.add_row(topic.name, str(topic.partitions), str(topic.replicas), config)
+    console.print(table)
+    advice = [f"{topic.name} {sentence}" for topic in described for sentence in topic.advice]
+    for sentence in advice:
+        console.print(sentence)
+    if advice:
+        raise typer.Exit(1)
+
+
+async def _with_admin(settings: Settings, ask: Callable[[AIOKafkaAdminClient], Awaitable[_Answer]]) -> _Answer:
+    from pipeline.kafka import client
+
+    admin = await client.start_client(client.admin(settings.kafka))
+    try:
+        return await ask(admin)
+    finally:
+        await client.stop_client(admin)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError([f"{path}: cannot be read: {error.strerror}"]) from error
+
+
+def main() -> NoReturn:
+    """The console command."""
+    try:
+        app()
+    except ConfigurationError as error:
+        for mistake in error.mistakes:
+            print(f"error: {mistake}", file=sys.stderr)  # noqa: T201 - this is the command's own output
+        code = 2
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - this is the command's own output
+        code = 1
+    except BrokenPipeError:
+        # The reader of our output went away; what is buffered for it goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)

@@ -1,0 +1,220 @@
+"""Role decide: each request is answered with one result. Its one effect is that result.
+
+Users whose facts are at hand are decided at once. The others wait for their segments, and only later requests of the
+same user wait behind them, so that a user's results keep the order of the requests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pipeline.datafile.poller import Datafiles
+from pipeline.decision import Facts, answer, failure
+from pipeline.errors import Rejected, SegmentsUnavailable
+from pipeline.handlers.keys import SDK_KEY_MISSING
+from pipeline.messages.decide import DecideRequest, parse_decide_request
+from pipeline.messages.delivery import RESULT_SOURCE_HEADER, Chunk, Delivery, Result, identity_of, source_of
+from pipeline.metrics import Metrics
+from pipeline.odp.segments import Segments
+from pipeline.project import ProjectConfig
+from pipeline.settings import DecideSettings
+
+if TYPE_CHECKING:
+    from asyncio import Future
+
+# The Agent's answer to a fetch that failed, and to ODP not being integrated.
+FETCH_FAILED = "failed to fetch qualified segments"
+EXPIRED = "request expired"
+_EXPIRES_AT = "expires-at"
+_NOT_FETCHED = Facts()
+_NO_SEGMENTS = Facts(segments=frozenset())
+
+
+class Decider:
+    """What the decide handlers of a process share."""
+
+    def __init__(
+        self,
+        *,
+        datafiles: Datafiles,
+        segments: Segments,
+        settings: DecideSettings,
+        max_record_bytes: int,
+        metrics: Metrics,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.datafiles = datafiles
+        self.segments = segments
+        self.max_record_bytes = max_record_bytes
+        self.now = now
+        self.max_age_ms = int(settings.max_age * 1000)
+        self.options = frozenset(settings.options)
+        self.copied = frozenset(("traceparent", *settings.copy_headers))
+        self.seconds = metrics.decide_seconds
+        self.decided, self.failed, self.expired, self.rejected = (
+            metrics.decide_requests.labels(outcome) for outcome in ("decided", "error", "expired", "rejected")
+        )
+
+    def handler(self) -> DecideHandler:
+        """The handler of one owned partition."""
+        return DecideHandler(self)
+
+
+class _Waiting:
+    """A user whose segments are being fetched: the request that asked, and the later ones in their order."""
+
+    __slots__ = ("head", "later")
+
+    def __init__(self, head: _Pending) -> None:
+        self.head = head
+        self.later: deque[_Pending] = deque()
+
+
+_Pending = tuple[Chunk, Delivery, DecideRequest]
+
+
+class DecideHandler:
+    """The requests of one partition."""
+
+    def __init__(self, decider: Decider) -> None:
+        self._shared = decider
+        self._waiting: dict[str, _Waiting] = {}
+
+    def handle(self, chunk: Chunk) -> None:
+        """Decide a chunk: publish what can be decided now, remember who waits."""
+        started = time.perf_counter()
+        shared = self._shared
+        results: list[Result] = []
+        for record in chunk.records:
+            try:
+                request = parse_decide_request(record.value, max_bytes=shared.max_record_bytes)
+            except Rejected as why:
+                shared.rejected.inc()
+                chunk.reject(record, why)
+                continue
+            waiting = self._waiting.get(request.user_id)
+            if waiting is not None:
+                waiting.later.append((chunk, record, request))
+                continue
+            self._begin((chunk, record, request), results)
+        if results:
+            chunk.publish(results)
+        shared.seconds.observe(time.perf_counter() - started)
+
+    def _begin(self, pending: _Pending, results: list[Result]) -> None:
+        """Answer a request, or let its user wait for segments."""
+        _, record, request = pending
+        shared = self._shared
+        if request.sdk_key is None:
+            request.sdk_key = shared.datafiles.sole_key
+        if request.error is not None:
+            self._refuse(pending, request.error, None, results)
+            return
+        if request.sdk_key is None:
+            self._refuse(pending, SDK_KEY_MISSING, None, results)
+            return
+        project = shared.datafiles.project(request.sdk_key)
+        if project is None:
+            self._refuse(pending, shared.datafiles.error(request.sdk_key) or "", None, results)
+            return
+        if self._is_expired(record, request):
+            shared.expired.inc()
+            self._publish(pending, self._failure(pending, EXPIRED, project.revision), results)
+            return
+        if request.fetch_segments:
+            self._begin_with_segments(pending, project, results)
+            return
+        self._decide(pending, project, _NOT_FETCHED, results)
+
+    def _begin_with_segments(self, pending: _Pending, project: ProjectConfig, results: list[Result]) -> None:
+        _, _, request = pending
+        segments = self._shared.segments
+        if project.odp is None:
+            self._refuse(pending, FETCH_FAILED, project.revision, results)
+            return
+        if request.reset_cache:
+            segments.reset()
+        if not project.odp.segments_to_check:
+            self._decide(pending, project, _NO_SEGMENTS, results)
+            return
+        known = None if request.ignore_cache else segments.peek(project.odp, request.user_id)
+        if known is not None:
+            self._decide(pending, project, Facts(segments=known), results)
+            return
+        future = segments.fetch(project.odp, request.user_id, save=not request.ignore_cache)
+        self._waiting[request.user_id] = _Waiting(pending)
+        future.add_done_callback(partial(self._arrived, request.user_id))
+
+    def _arrived(self, user_id: str, future: Future[frozenset[str]]) -> None:
+        """A user's segments are here, or will not come: decide the request that asked, and those behind it."""
+        waiting = self._waiting.pop(user_id)
+        chunk, _, request = waiting.head
+        if chunk.abandoned or future.cancelled():
+            return
+        results: list[Result] = []
+        error = future.exception()
+        # The datafile may have been replaced meanwhile: a request is decided by one revision, the current one.
+        project = self._shared.datafiles.project(request.sdk_key or "")
+        if isinstance(error, SegmentsUnavailable) or project is None:
+            self._refuse(waiting.head, FETCH_FAILED, project.revision if project else None, results)
+        elif error is not None:
+            raise error
+        else:
+            self._decide(waiting.head, project, Facts(segments=future.result()), results)
+        if results:
+            chunk.publish(results)
+        self._go_on(user_id, waiting.later)
+
+    def _go_on(self, user_id: str, later: deque[_Pending]) -> None:
+        while later:
+            pending = later.popleft()
+            results: list[Result] = []
+            self._begin(pending, results)
+            if results:
+                pending[0].publish(results)
+            again = self._waiting.get(user_id)
+            if again is not None:
+                again.later = later
+                return
+
+    def _is_expired(self, record: Delivery, request: DecideRequest) -> bool:
+        age_ms = request.ttl_ms if request.ttl_ms is not None else self._shared.max_age_ms
+        expires = record.timestamp + age_ms if age_ms else 0
+        for name, value in record.headers:
+            if name == _EXPIRES_AT and value and value.isdigit():
+                expires = int(value)
+        return bool(expires) and self._shared.now() * 1000 > expires
+
+    def _decide(self, pending: _Pending, project: ProjectConfig, facts: Facts, results: list[Result]) -> None:
+        chunk, record, request = pending
+        shared = self._shared
+        if shared.options:
+            request.options |= shared.options
+        source, timestamp = identity_of(record)
+        value = answer(project, request, facts, source=source, timestamp=timestamp)
+        if len(value) > shared.max_record_bytes:
+            shared.rejected.inc()
+            chunk.reject(record, Rejected("result_too_large", f"its result has {len(value)} bytes"))
+            return
+        shared.decided.inc()
+        self._publish(pending, value, results)
+
+    def _refuse(self, pending: _Pending, message: str, revision: str | None, results: list[Result]) -> None:
+        self._shared.failed.inc()
+        self._publish(pending, self._failure(pending, message, revision), results)
+
+    def _failure(self, pending: _Pending, message: str, revision: str | None) -> bytes:
+        source, timestamp = identity_of(pending[1])
+        return failure(pending[2], message, source=source, timestamp=timestamp, revision=revision)
+
+    def _publish(self, pending: _Pending, value: bytes, results: list[Result]) -> None:
+        _, record, request = pending
+        headers = [(RESULT_SOURCE_HEADER, source_of(record).encode())]
+        if record.headers:
+            copied = self._shared.copied
+            headers += [header for header in record.headers if header[0] in copied]
+        results.append(Result(record.key if record.key is not None else request.user_id.encode(), value, headers))

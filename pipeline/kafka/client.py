@@ -1,0 +1,193 @@
+"""aiokafka's clients as this product uses them, and what goes wrong at a start in words for a person."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.helpers import create_ssl_context
+
+from pipeline.errors import StartFailed
+from pipeline.settings import KafkaSettings
+
+_Client = TypeVar("_Client", AIOKafkaConsumer, AIOKafkaProducer, AIOKafkaAdminClient)
+
+log = structlog.get_logger("pipeline.kafka")
+
+# A batch of results is cut here; with what compression may add it stays below the broker's default of 1 MiB a batch.
+BATCH_BYTES = 512 * 1024
+_RETRY_SECONDS = 1.0
+
+
+def _connection(settings: KafkaSettings) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "bootstrap_servers": settings.bootstrap_servers,
+        "client_id": settings.client_id,
+        "request_timeout_ms": int(settings.request_timeout * 1000),
+        "security_protocol": settings.security_protocol,
+    }
+    if settings.security_protocol.endswith("SSL"):
+        values["ssl_context"] = create_ssl_context(
+            cafile=str(settings.ssl_cafile) if settings.ssl_cafile else None,
+            certfile=str(settings.ssl_certfile) if settings.ssl_certfile else None,
+            keyfile=str(settings.ssl_keyfile) if settings.ssl_keyfile else None,
+        )
+    if settings.security_protocol.startswith("SASL"):
+        values["sasl_mechanism"] = settings.sasl_mechanism
+        values["sasl_plain_username"] = settings.sasl_username
+        values["sasl_plain_password"] = _password(settings)
+    return values
+
+
+def _password(settings: KafkaSettings) -> str:
+    if settings.sasl_password_file:
+        try:
+            return settings.sasl_password_file.read_text("utf-8").strip()
+        except OSError as error:
+            raise StartFailed(f"kafka.sasl_password_file cannot be read: {error.strerror}") from error
+    return settings.sasl_password.get_secret_value() if settings.sasl_password else ""
+
+
+def group_consumer(settings: KafkaSettings, role: str) -> AIOKafkaConsumer:
+    """A member of the role's group. Positions are set by us, never by aiokafka.
+
+    With `earliest` aiokafka would step over a lost range of the log with one line at INFO; RoundRobin because the
+    state of its sticky assignor is shared by all consumers of a process.
+    """
+    return AIOKafkaConsumer(
+        **_connection(settings),
+        group_id=f"{settings.group_id}.{role}",
+        group_instance_id=settings.group_instance_id,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        isolation_level="read_committed",
+        partition_assignment_strategy=(RoundRobinPartitionAssignor,),
+        session_timeout_ms=int(settings.session_timeout * 1000),
+        heartbeat_interval_ms=int(settings.heartbeat_interval * 1000),
+        max_poll_interval_ms=int(settings.max_poll_interval * 1000),
+        rebalance_timeout_ms=int(settings.rebalance_timeout * 1000),
+        max_partition_fetch_bytes=int(settings.fetch_bytes),
+    )
+
+
+def scanner(settings: KafkaSettings) -> AIOKafkaConsumer:
+    """A consumer without a group, to read what a previous owner published, and to ask for offsets."""
+    return AIOKafkaConsumer(
+        **_connection(settings),
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_uncommitted",
+        fetch_max_wait_ms=100,
+    )
+
+
+def producer(settings: KafkaSettings) -> AIOKafkaProducer:
+    """The one producer of a process: idempotent, acknowledged by all replicas, zstd."""
+    return AIOKafkaProducer(
+        **_connection(settings),
+        acks="all",
+        enable_idempotence=True,
+        compression_type="zstd",
+        max_batch_size=BATCH_BYTES,
+        max_request_size=max(int(settings.max_dead_letter_bytes), int(settings.max_record_bytes)) + BATCH_BYTES,
+    )
+
+
+def admin(settings: KafkaSettings) -> AIOKafkaAdminClient:
+    return AIOKafkaAdminClient(**_connection(settings))
+
+
+class _Causes(logging.Handler):
+    """aiokafka says why it could not connect only in its log; a person must be told."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+async def start_client(client: _Client) -> _Client:
+    """Start a client, or raise StartFailed with the cause. A client that did not start is closed."""
+    causes = _Causes()
+    logger = logging.getLogger("aiokafka")
+    logger.addHandler(causes)
+    try:
+        await client.start()
+    except KafkaError as error:
+        await stop_client(client)
+        raise StartFailed(_explained(error, causes.lines)) from error
+    finally:
+        logger.removeHandler(causes)
+    return client
+
+
+async def stop_client(client: AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdminClient) -> None:
+    if isinstance(client, AIOKafkaAdminClient):
+        await client.close()
+    else:
+        await client.stop()  # type: ignore[no-untyped-call]
+
+
+async def wait_for_broker(settings: KafkaSettings) -> None:
+    """Return when a broker answers. Raises StartFailed after `start_timeout`, or at once if the cause is ours."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + settings.start_timeout
+    said = False
+    while True:
+        try:
+            await (await start_client(admin(settings))).close()
+        except StartFailed as error:
+            ours = not isinstance(error.__cause__, KafkaConnectionError) or any(
+                word in str(error) for word in _REFUSALS
+            )
+            if ours or loop.time() + _RETRY_SECONDS > deadline:
+                raise
+            if not said:
+                log.warning("waiting for a broker", reason=str(error), seconds=settings.start_timeout)
+                said = True
+            await asyncio.sleep(_RETRY_SECONDS)
+        else:
+            return
+
+
+def _explained(error: KafkaError, causes: Sequence[str]) -> str:
+    cause = causes[-1] if causes else str(error)
+    for words, advice in _ADVICE:
+        if any(word in line for line in (*causes, str(error)) for word in words):
+            return f"{advice} ({cause})"
+    return f"Kafka refused the connection: {cause}"
+
+
+_REFUSALS = ("Authentication", "SASL", "SSL", "certificate")
+_ADVICE = (
+    (
+        ("AuthenticationFailed", "Authentication failed", "SaslAuthenticate"),
+        "the broker refused the user or password: check kafka.sasl_username, kafka.sasl_password, kafka.sasl_mechanism",
+    ),
+    (
+        ("CERTIFICATE_VERIFY_FAILED", "certificate verify failed"),
+        "the broker's certificate is not trusted: set kafka.ssl_cafile to the authority that signed it",
+    ),
+    (
+        ("UnsupportedSaslMechanism", "mechanism"),
+        "the broker does not offer this way of signing in: check kafka.sasl_mechanism",
+    ),
+    (
+        ("SSL", "ssl"),
+        "TLS with the broker failed: check kafka.security_protocol, the port and the client certificate",
+    ),
+    (
+        ("Unable to bootstrap", "Connect call failed", "Connection"),
+        "no broker can be reached: check kafka.bootstrap_servers and that Kafka is running",
+    ),
+)

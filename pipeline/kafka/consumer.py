@@ -1,0 +1,349 @@
+"""A role's member of its consumer group: the one poll, the assignment, the commits, the watch over lag.
+
+The poll runs in a task of its own and is never cancelled while the consumer lives (aiokafka's count of polls would
+leak, and with it the check for idle members). Commits, health and the stop have their own timers: none depends on
+a poll returning. aiokafka swallows what its rebalance hooks raise and sends no heartbeat during the assigned one, so
+that hook only starts the opening task, and both report through `fail`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import time
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+)
+from aiokafka.structs import OffsetAndMetadata
+
+from pipeline.kafka.dead_letters import DeadLetters
+from pipeline.kafka.partition import Handler, InFlight, Partition
+from pipeline.kafka.sink import Fail, Sink
+from pipeline.kafka.takeover import Takeover
+from pipeline.kafka.watch import Watch
+from pipeline.metrics import Metrics
+from pipeline.settings import KafkaSettings
+
+log = structlog.get_logger("pipeline.consumer")
+
+_POLL_MS = 100
+_RETRY_SECONDS = 0.5
+_OPENING_TRIES = 20
+# Asking a partition that does not exist brings nothing and costs nothing, but it is a poll: the member stays in its
+# group, and what was prefetched of the full partitions is kept (`pause` would throw it away).
+_NOWHERE = TopicPartition("", -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a group consumer needs to know of its role."""
+
+    name: str
+    topics: tuple[str, ...]
+    window: int
+    handler: Callable[[str], Handler]
+    """Makes the handler of an owned partition of the topic."""
+    flush: Callable[[], Awaitable[None]] | None = None
+    """Sends what handlers have gathered for a service, and waits for it; None where nothing is gathered."""
+    held: Callable[[], bool] = lambda: False
+    """True while a service does not take what it is sent: partitions stand still and nobody is to blame."""
+
+
+class GroupConsumer(ConsumerRebalanceListener):
+    """One role's membership and its owned partitions."""
+
+    def __init__(
+        self,
+        role: Role,
+        *,
+        consumer: AIOKafkaConsumer,
+        takeover: Takeover,
+        results: Sink | None,
+        dead_letters: DeadLetters,
+        settings: KafkaSettings,
+        drain_seconds: float,
+        metrics: Metrics,
+        fail: Fail,
+    ) -> None:
+        self.role = role
+        self._consumer = consumer
+        self._takeover = takeover
+        self._results = results
+        self._dead_letters = dead_letters
+        self._settings = settings
+        self._drain_seconds = drain_seconds
+        self._fail = fail
+        self._partitions: dict[TopicPartition, Partition] = {}
+        self._stopping = False
+        self._stopped = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._commit_lock = asyncio.Lock()
+        self._opening: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._watch = Watch(role.name, role.topics, metrics=metrics)
+        self.polled_at = time.monotonic()
+        self.assigned = asyncio.Event()
+        """Set once partitions were assigned and opened for the first time (there may be none for this member)."""
+
+    @property
+    def partitions(self) -> Collection[Partition]:
+        return self._partitions.values()
+
+    @property
+    def octets(self) -> int:
+        """Bytes of the records under way."""
+        return sum([partition.octets for partition in self._partitions.values()])
+
+    async def start(self) -> None:
+        """Join the group. The consumer itself has been started; partitions open as they are assigned."""
+        self._consumer.subscribe(list(self.role.topics), listener=self)
+        for name, loop in (("poll", self._poll), ("commit", self._commit_regularly), ("watch", self._watch_regularly)):
+            self._tasks.append(asyncio.create_task(self._guarded(loop), name=f"{self.role.name} {name}"))
+
+    async def _guarded(self, loop: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await loop()
+        except Exception as error:  # noqa: BLE001 - boundary of the task: a role without its loop must not live on
+            self._fail(f"role {self.role.name} cannot go on", error)
+
+    # The poll
+
+    async def _poll(self) -> None:
+        keepalive = self._settings.max_poll_interval / 4
+        while not self._stopping:
+            self.polled_at = time.monotonic()
+            self._wake.clear()
+            ready = self._askable()
+            if not ready:
+                await self._consumer.getmany(_NOWHERE, timeout_ms=0)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), keepalive)
+                continue
+            await self._take(ready)
+            # With records at hand getmany returns without ever yielding to the loop.
+            await asyncio.sleep(0)
+
+    def _askable(self) -> list[TopicPartition]:
+        if self.octets >= self._settings.held_bytes:
+            return []
+        return [tp for tp, partition in self._partitions.items() if partition.open and not partition.full]
+
+    async def _take(self, ready: list[TopicPartition]) -> None:
+        try:
+            fetched = await self._consumer.getmany(
+                *ready, timeout_ms=_POLL_MS, max_records=self._settings.chunk_records
+            )
+        except OffsetOutOfRangeError as error:
+            for tp, offset in error.args[0].items():
+                await self._skip_lost(tp, offset)
+            return
+        except NoOffsetForPartitionError:
+            # Of a partition that is being opened: aiokafka has no position for it yet, we set it in a moment.
+            return
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            log.warning("fetching failed, trying again", role=self.role.name, reason=type(error).__name__)
+            await asyncio.sleep(_RETRY_SECONDS)
+            return
+        for tp, records in fetched.items():
+            partition = self._partitions.get(tp)
+            if partition is None or not partition.open:
+                continue  # fetched before the partition was opened at its right position
+            self._watch.consumed(tp.topic, len(records))
+            self._watch.recovered(partition.take(records))
+
+    async def _skip_lost(self, tp: TopicPartition, offset: int) -> None:
+        partition = self._partitions.get(tp)
+        if partition is None:
+            return
+        first = await self._takeover.first_offset(tp)
+        self._takeover.lost(tp, offset, first, -1)
+        self._consumer.seek(tp, max(first, offset))
+
+    def _settled(self, topic: str, chunk: InFlight) -> None:
+        self._watch.settled(chunk, topic)
+        self._wake.set()
+
+    # The assignment
+
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        self._watch.assigned(assigned)
+        for tp in assigned:
+            self._partitions[tp] = self._owned(tp)
+        # aiokafka may have begun to fetch from its own idea of the position.
+        self._consumer.pause(*assigned)
+        self._opening = asyncio.create_task(self._guarded(self._open), name=f"{self.role.name} opening")
+
+    def _owned(self, tp: TopicPartition) -> Partition:
+        blocked = self._results is not None and tp.partition >= self._results.partitions
+        partition = Partition(
+            tp,
+            handler=self.role.handler(tp.topic),
+            dead_letters=self._dead_letters,
+            lane=None if self._results is None or blocked else self._results.lane(tp.partition),
+            window=self.role.window,
+            settled=functools.partial(self._settled, tp.topic),
+        )
+        if blocked and self._results is not None:
+            partition.blocked = True
+            log.error(
+                "a results topic needs at least as many partitions as its requests: this partition waits",
+                topic=tp.topic, partition=tp.partition,
+                results=self._results.topic, partitions=self._results.partitions,
+            )  # fmt: skip
+        return partition
+
+    async def _open(self) -> None:
+        for failures in range(1, _OPENING_TRIES + 1):
+            todo = [tp for tp, partition in self._partitions.items() if not partition.blocked]
+            try:
+                openings = await self._takeover.open(todo) if todo else {}
+                break
+            except (KafkaError, TimeoutError) as error:
+                if failures == _OPENING_TRIES:
+                    raise
+                log.warning("opening partitions failed, trying again", role=self.role.name, reason=type(error).__name__)
+                await asyncio.sleep(_RETRY_SECONDS)
+        for tp, opening in openings.items():
+            self._consumer.seek(tp, opening.position)
+            self._consumer.resume(tp)
+            self._partitions[tp].opened(opening)
+            log.info(
+                "partition opened", role=self.role.name, topic=tp.topic, partition=tp.partition,
+                position=opening.position, floor=opening.scan_floor, recovered=len(opening.recovered or ()),
+            )  # fmt: skip
+        self.assigned.set()
+        self._wake.set()
+
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        if not revoked:
+            return
+        try:
+            await self._release()
+        except TimeoutError as error:
+            self._fail(f"role {self.role.name}: what was handed to Kafka was not written before the hand-over", error)
+        except Exception as error:  # noqa: BLE001 - aiokafka would swallow it
+            self._fail(f"role {self.role.name}: giving partitions back failed", error)
+
+    async def _release(self) -> None:
+        """Give all partitions back. What is under way at Kafka is waited for; what is not ends here."""
+        # 1. Nothing new begins.
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait([self._opening])
+        for partition in self._partitions.values():
+            partition.open = False
+        # 2. Requests to a service get a moment; the next owner repeats what is left, under the same identities.
+        if self.role.flush is not None and not self.role.held():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.handover_timeout):
+                    await self.role.flush()
+        # 3. Users who still wait for their segments are left to the next owner.
+        for partition in self._partitions.values():
+            partition.abandon()
+        # 4. What Kafka was given must be written, or the next owner's scan could miss it.
+        async with asyncio.timeout(self._drain_seconds):
+            for partition in self._partitions.values():
+                await partition.sent()
+        # 5. One last commit, still under our ownership.
+        await self._commit()
+        # 6. Forgotten.
+        self._watch.released()
+        self._partitions.clear()
+
+    # The commits
+
+    async def _commit_regularly(self) -> None:
+        while not self._stopping:
+            await asyncio.sleep(self._settings.commit_interval)
+            await self._commit()
+
+    async def _commit(self) -> None:
+        """One request for every owned partition that moved. What fails is repeated at the next turn."""
+        async with self._commit_lock:
+            points = {
+                tp: partition.commit_point()
+                for tp, partition in self._partitions.items()
+                if partition.committed != partition.position
+            }
+            if not points or not self._owns(points):
+                return
+            try:
+                async with asyncio.timeout(self._settings.request_timeout):
+                    await self._consumer.commit({tp: OffsetAndMetadata(*point) for tp, point in points.items()})
+            except (CommitFailedError, IllegalStateError) as error:
+                # The group went on without us: the next owner repeats the rest, under the same identities.
+                self._watch.commit_failed(error)
+            except (KafkaError, TimeoutError) as error:
+                self._watch.commit_failed(error)
+            else:
+                self._watch.committed()
+                for tp, (position, _) in points.items():
+                    if tp in self._partitions:
+                        self._partitions[tp].committed = position
+
+    def _owns(self, points: Collection[TopicPartition]) -> bool:
+        return bool(set(points) <= self._consumer.assignment())
+
+    # The watch
+
+    async def _watch_regularly(self) -> None:
+        while not self._stopping:
+            ends: dict[TopicPartition, int] = {}
+            owned = [tp for tp, partition in self._partitions.items() if partition.open]
+            if owned:
+                try:
+                    async with asyncio.timeout(self._settings.request_timeout):
+                        ends = await self._consumer.end_offsets(owned)
+                except (KafkaError, TimeoutError) as error:
+                    log.debug("lag is not known", role=self.role.name, reason=type(error).__name__)
+            self._watch.observe(self.partitions, ends)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), self._watch.interval)
+
+    def stuck(self, now: float, *, after: float) -> list[str]:
+        """What has not moved for `after` seconds though it should have, one sentence each: for /health."""
+        found = [] if self.role.held() else self._watch.stuck(self.partitions, now, after=after)
+        silent = now - self.polled_at
+        if silent > after + self._settings.rebalance_timeout:
+            found.append(f"role {self.role.name} has not polled for {silent:.0f} s")
+        return found
+
+    # The stop
+
+    async def stop(self, *, polite: float) -> None:
+        """Finish what was taken within `polite` seconds, commit, leave. What is left then is the next owner's.
+
+        Only Kafka is waited for without a limit of its own: the caller ends the process at its deadline.
+        """
+        self._stopping = True
+        self._stopped.set()
+        for partition in self._partitions.values():
+            partition.open = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(polite):
+                await self._finish()
+        await self._release()
+        await self._consumer.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _finish(self) -> None:
+        if self.role.flush is not None:
+            await self.role.flush()
+        while any(not partition.idle for partition in self._partitions.values()):
+            self._wake.clear()
+            await self._wake.wait()

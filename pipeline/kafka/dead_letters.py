@@ -1,0 +1,55 @@
+"""Records that can never be processed, written aside with their bytes, origin and reason.
+
+A dead letter that is too large to copy is a pointer: its origin without the bytes. One that cannot be written stops
+its partition, since the record is settled only by the acknowledgement.
+"""
+
+from __future__ import annotations
+
+import structlog
+from prometheus_client import Counter
+
+from pipeline.errors import Rejected
+from pipeline.kafka.sink import Receipt, Sink
+from pipeline.messages.dead_letters import dead_letter_headers
+from pipeline.messages.delivery import Delivery, Result
+from pipeline.metrics import Metrics
+
+log = structlog.get_logger("pipeline.dead_letters")
+
+
+class DeadLetters:
+    """The dead letters of one role."""
+
+    def __init__(self, sink: Sink, *, role: str, max_bytes: int, metrics: Metrics) -> None:
+        self._sink = sink
+        self._role = role
+        self._max_bytes = max_bytes
+        self._metrics = metrics
+        self._counters: dict[str, Counter] = {}
+
+    def write(self, record: Delivery, why: Rejected, receipt: Receipt) -> None:
+        """Append the record to the dead letters; `receipt` is told when it is written."""
+        headers = dead_letter_headers(record, why, role=self._role)
+        value = record.value
+        if value is not None and len(value) > self._max_bytes:
+            value = b""
+            headers.append(("pipeline-pointer", b"too_large_to_copy"))
+        lane = self._sink.lane(record.partition % self._sink.partitions)
+        # A tombstone keeps its null key or value as an empty one: a record needs one of them.
+        lane.extend([Result(record.key or b"", value or b"", headers)], receipt)
+        self._counter(why.reason).inc()
+        log.debug(
+            "dead letter",
+            role=self._role,
+            reason=why.reason,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+        )
+
+    def _counter(self, reason: str) -> Counter:
+        counter = self._counters.get(reason)
+        if counter is None:
+            counter = self._counters[reason] = self._metrics.dead_letters.labels(self._role, reason)
+        return counter

@@ -1,0 +1,232 @@
+"""The loop of one partition: 1 fetched, 2 decoded and handled, 3 sent, 4 done. Commits follow from 4 alone.
+
+A chunk is what one poll brought of this partition. Several are under way at once; they are settled in any order and
+committed in order (`progress.py`). The role's handler decodes and handles; what it publishes goes to the same
+partition number of the results topic (`sink.py`). Nothing here waits: the waiting is done by the consumer's one poll
+(`consumer.py`), by the sender of the lane, and by the clients of the services.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from aiokafka import TopicPartition
+from aiokafka.structs import ConsumerRecord
+
+from pipeline.errors import Rejected
+from pipeline.kafka.dead_letters import DeadLetters
+from pipeline.kafka.progress import Progress, Span
+from pipeline.kafka.sink import Lane
+from pipeline.messages.delivery import Chunk, Delivery, Result
+
+Record = ConsumerRecord[bytes, bytes]
+_LOG_APPEND_TIME = 1
+
+
+class Handler(Protocol):
+    """What a role does with the records of one partition. One for each owned partition, for as long as it is owned."""
+
+    def handle(self, chunk: Chunk) -> None:
+        """Settle every record of the chunk, now or later, without waiting here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Where an owned partition begins, and what a previous owner already published of it."""
+
+    position: int
+    scan_floor: int = 0
+    results_end: int = 0
+    """The end of the results partition when the scan was made."""
+    recovered: Mapping[int, int] | None = None
+    """Offset of a request -> append time (ms) of its published result."""
+
+
+class InFlight:
+    """A chunk under way; the Chunk that handlers see, and the Receipt that senders tell."""
+
+    __slots__ = ("_partition", "_pending", "abandoned", "octets", "records", "size", "span")
+
+    def __init__(self, partition: Partition, records: Sequence[Record], span: Span, octets: int) -> None:
+        self.records: Sequence[Delivery] = records
+        self.abandoned = False
+        self.octets = octets
+        self.span = span
+        self.size = len(records)
+        self._partition = partition
+        self._pending = len(records)
+
+    def publish(self, results: Sequence[Result]) -> None:
+        self._partition.publish(results, self)
+
+    def reject(self, record: Delivery, why: Rejected) -> None:
+        if not self.abandoned:
+            self._partition.dead_letters.write(record, why, _Aside(self))
+
+    def expect(self, count: int) -> None:
+        self._pending += count
+
+    def acknowledged(self, count: int, low: int) -> None:
+        self.span.published(low)
+        self.done(count)
+
+    def done(self, count: int) -> None:
+        self._pending -= count
+        if self._pending == 0:
+            self._partition.finished(self)
+        elif self._pending < 0:
+            raise AssertionError(f"records of {self._partition.tp} settled twice")
+
+
+class _Aside:
+    """The receipt of a dead letter: it settles a record but says nothing of the results partition."""
+
+    __slots__ = ("_chunk",)
+
+    def __init__(self, chunk: InFlight) -> None:
+        self._chunk = chunk
+
+    def acknowledged(self, count: int, low: int) -> None:
+        self._chunk.done(count)
+
+
+class Partition:
+    """One owned partition, from its opening to its release."""
+
+    def __init__(
+        self,
+        tp: TopicPartition,
+        *,
+        handler: Handler,
+        dead_letters: DeadLetters,
+        lane: Lane | None,
+        window: int,
+        settled: Callable[[InFlight], None],
+    ) -> None:
+        """`lane`: the results partition of the same number, where the role publishes; `settled` hears of each chunk."""
+        self.tp = tp
+        self.dead_letters = dead_letters
+        self.open = False
+        self.blocked = False
+        self.octets = 0
+        self.moved_at = time.monotonic()
+        self.committed: int | None = None
+        self._handler = handler
+        self._lane = lane
+        self._window = window
+        self._settled = settled
+        self._progress = Progress(0)
+        self._recovered: dict[int, int] = {}
+        self._chunks: deque[InFlight] = deque()
+
+    def opened(self, opening: Opening) -> None:
+        """Begin at a known position. From here on records are asked for."""
+        self._recovered = dict(opening.recovered or {})
+        self._progress = Progress(
+            opening.position,
+            scan_floor=opening.scan_floor,
+            recovered_end=max(self._recovered, default=-1) + 1,
+        )
+        if self._lane is not None:
+            self._lane.end = max(self._lane.end, opening.results_end)
+        self.moved_at = time.monotonic()
+        self.open = True
+
+    # 1. Fetched
+
+    @property
+    def full(self) -> bool:
+        """The window is used up: not asked for until the oldest chunk is settled."""
+        return self._progress.window >= self._window
+
+    def take(self, records: list[Record]) -> int:
+        """A chunk arrives; returns how many of its requests had been answered before a takeover."""
+        octets = sum([record.serialized_value_size for record in records])
+        if not self._chunks:
+            self.moved_at = time.monotonic()
+        chunk = InFlight(self, records, self._progress.take(records[0].offset, records[-1].offset + 1), octets)
+        self._chunks.append(chunk)
+        self.octets += octets
+        answered = 0
+        if self._recovered:
+            chunk.records = fresh = [record for record in records if not self._answered(record)]
+            answered = len(records) - len(fresh)
+
+        # 2. Decoded and handled, by the role
+        if chunk.records:
+            self._handler.handle(chunk)
+        if answered:
+            chunk.done(answered)
+        return answered
+
+    def _answered(self, record: Record) -> bool:
+        """A published decision is final. The times tell a topic made anew, whose offsets repeat, from a takeover."""
+        appended = self._recovered.pop(record.offset, None)
+        if appended is None:
+            return False
+        return record.timestamp_type != _LOG_APPEND_TIME or appended >= record.timestamp
+
+    # 3. Sent
+
+    def publish(self, results: Sequence[Result], chunk: InFlight) -> None:
+        if self._lane is None:
+            raise AssertionError(f"the role that reads {self.tp.topic} publishes nothing")
+        if not chunk.abandoned:
+            self._lane.extend(results, chunk)
+
+    # 4. Done
+
+    def finished(self, chunk: InFlight) -> None:
+        if chunk.abandoned:
+            return
+        self.octets -= chunk.octets
+        if self._progress.finish(chunk.span):
+            self.moved_at = time.monotonic()
+            while self._chunks and self._chunks[0].span.finished:
+                self._chunks.popleft()
+        self._settled(chunk)
+
+    # Committed, watched, released
+
+    @property
+    def position(self) -> int:
+        return self._progress.position
+
+    @property
+    def records_under_way(self) -> int:
+        return self._progress.window
+
+    @property
+    def idle(self) -> bool:
+        return not self._chunks
+
+    def commit_point(self) -> tuple[int, str]:
+        """What to commit now: the position, and the floor for whoever takes over."""
+        if self._lane is None:
+            return self._progress.position, ""
+        return self._progress.position, f"floor={self._progress.floor(self._lane.end)}"
+
+    def oldest(self) -> int | None:
+        """Timestamp (ms) of the oldest record not settled, if there is one."""
+        return self._chunks[0].records[0].timestamp if self._chunks and self._chunks[0].records else None
+
+    def stuck_for(self, now: float) -> float:
+        """Seconds without progress while there was work; 0 when there is none, or while only Kafka is waited for."""
+        if not self._chunks or (self._lane is not None and self._lane.sending):
+            return 0.0
+        return now - self.moved_at
+
+    def abandon(self) -> None:
+        """The partition is given away: nothing of it is started any more, and nothing that still waits is done."""
+        self.open = False
+        for chunk in self._chunks:
+            chunk.abandoned = True
+
+    async def sent(self) -> None:
+        """Wait until what was handed to Kafka is written; the caller ends the process if that takes too long."""
+        if self._lane is not None:
+            await self._lane.flush()

@@ -1,0 +1,160 @@
+"""What is written to a topic: one open batch and one sender for each partition, and nothing else calls `send_batch`.
+
+Whatever is appended while the previous batch is under way goes into the next one, so batches grow with the load and
+nobody waits for a linger. A batch handed to Kafka is never given up while the process lives: idempotent batches do
+not expire, and a second producer would publish beside them. If Kafka refuses one for good, the process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaTimeoutError
+from aiokafka.producer.message_accumulator import BatchBuilder
+
+from pipeline.messages.delivery import Result
+from pipeline.metrics import Metrics
+
+Fail = Callable[[str, BaseException], None]
+
+
+class Receipt(Protocol):
+    """Who is told that records were written."""
+
+    def acknowledged(self, count: int, low: int) -> None:
+        """`count` records appended for it lie at or after offset `low`."""
+
+
+class _Batch:
+    __slots__ = ("builder", "count", "receipts")
+
+    def __init__(self, builder: BatchBuilder) -> None:
+        self.builder = builder
+        self.count = 0
+        self.receipts: list[tuple[Receipt, int]] = []
+
+
+class Lane:
+    """One partition of an output topic.
+
+    `end` is the offset after the last record known to be written: acknowledged to us, or found by a scan. Whatever is
+    appended from now on will lie at or after it.
+    """
+
+    def __init__(self, sink: Sink, partition: int) -> None:
+        self.end = 0
+        self._sink = sink
+        self._partition = partition
+        self._batches: deque[_Batch] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def sending(self) -> bool:
+        """Something is on its way: to be waited for, however long Kafka takes."""
+        return self._task is not None
+
+    def extend(self, records: Sequence[Result], receipt: Receipt) -> None:
+        """Append records to the open batch. `receipt` is told when they are written."""
+        now = int(time.time() * 1000)
+        batch = self._batches[-1] if self._batches else self._new_batch()
+        appended = 0
+        for key, value, headers in records:
+            if batch.builder.append(timestamp=now, key=key, value=value, headers=headers) is None:
+                # Full: a batch takes no more after it once said so. The first record of a batch always fits.
+                self._tally(batch, appended, receipt)
+                batch, appended = self._new_batch(), 0
+                batch.builder.append(timestamp=now, key=key, value=value, headers=headers)
+            appended += 1
+        self._tally(batch, appended, receipt)
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(
+                self._send(), name=f"send {self._sink.topic}-{self._partition}"
+            )
+
+    async def flush(self) -> None:
+        """Wait until all that was appended is written. The caller gives the deadline, and ends the process then."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    def _new_batch(self) -> _Batch:
+        batch = _Batch(self._sink.producer.create_batch())
+        self._batches.append(batch)
+        return batch
+
+    @staticmethod
+    def _tally(batch: _Batch, count: int, receipt: Receipt) -> None:
+        if count:
+            batch.count += count
+            batch.receipts.append((receipt, count))
+
+    async def _send(self) -> None:
+        try:
+            while self._batches:
+                batch = self._batches.popleft()
+                if batch.count:
+                    self._written(batch, await self._deliver(batch.builder))
+        except Exception as error:  # noqa: BLE001 - boundary of the task: what Kafka refuses for good ends the process
+            self._sink.fail(f"{self._sink.topic}-{self._partition} cannot be written", error)
+        finally:
+            self._task = None
+
+    async def _deliver(self, builder: BatchBuilder) -> int:
+        sink = self._sink
+        started = time.perf_counter()
+        builder.close()
+        while True:
+            try:
+                future = await sink.producer.send_batch(builder, sink.topic, partition=self._partition)
+                break
+            except KafkaTimeoutError:
+                # The wait for a free slot timed out: nothing was queued, so asking again cannot write twice.
+                sink.retries.inc()
+        metadata = await future
+        sink.seconds.observe(time.perf_counter() - started)
+        offset: int = metadata.offset
+        return offset
+
+    def _written(self, batch: _Batch, offset: int) -> None:
+        # -1 after a duplicate sequence number: written, but nobody knows where. It never moves the end.
+        low = self.end if offset < 0 else offset
+        if offset >= 0:
+            self.end = max(self.end, offset + batch.count)
+        self._sink.written.inc(batch.count)
+        for receipt, count in batch.receipts:
+            receipt.acknowledged(count, low)
+
+
+class Sink:
+    """The lanes of one output topic, made as they are needed."""
+
+    def __init__(
+        self, producer: AIOKafkaProducer, topic: str, *, partitions: int, metrics: Metrics, fail: Fail
+    ) -> None:
+        self.producer = producer
+        self.topic = topic
+        self.partitions = partitions
+        self.fail = fail
+        self.written = metrics.records_produced.labels(topic)
+        self.seconds = metrics.produce_seconds.labels(topic)
+        self.retries = metrics.produce_retries.labels(topic)
+        self._lanes: dict[int, Lane] = {}
+
+    def lane(self, partition: int) -> Lane:
+        lane = self._lanes.get(partition)
+        if lane is None:
+            lane = self._lanes[partition] = Lane(self, partition)
+        return lane
+
+    @property
+    def sending(self) -> bool:
+        return any(lane.sending for lane in self._lanes.values())
+
+    async def flush(self) -> None:
+        """Wait until everything appended so far, on every lane, is written."""
+        for lane in list(self._lanes.values()):
+            await lane.flush()

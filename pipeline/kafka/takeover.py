@@ -1,0 +1,211 @@
+"""Opening partitions: where to begin, and what a previous owner already published of what it had not committed.
+
+The floor in the commit's metadata says from where the results must be read. Without one (a first start, commits
+expired or deleted) it is found by time: no result of a request is older than the request. A minute is taken off,
+since leaders of two partitions may be two machines with two clocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Collection
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.structs import OffsetAndMetadata
+from prometheus_client import Counter, Histogram
+
+from pipeline.kafka.partition import Opening, Record
+from pipeline.messages.delivery import RESULT_SOURCE_HEADER
+from pipeline.metrics import Metrics
+
+log = structlog.get_logger("pipeline.takeover")
+
+_CLOCK_SKEW_MS = 60_000
+_FLOOR = re.compile(r"floor=(\d{1,19})")
+# Without a record for so long a scan is given up and made again.
+_SCAN_SILENCE_SECONDS = 10.0
+_POLL_MS = 500
+
+
+class Takeover:
+    """Finds out where partitions of one group begin. Its consumer has no group and serves one scan at a time."""
+
+    def __init__(
+        self,
+        *,
+        group_id: str,
+        admin: AIOKafkaAdminClient,
+        scanner: AIOKafkaConsumer,
+        results_topic: str | None,
+        role: str,
+        metrics: Metrics,
+    ) -> None:
+        """`results_topic` is None for a role that publishes nothing: then there is nothing to scan."""
+        self._group_id = group_id
+        self._admin = admin
+        self._scanner = scanner
+        self._results_topic = results_topic
+        self._role = role
+        self._metrics = metrics
+        self._seconds: Histogram = metrics.takeover_seconds
+        self._lock = asyncio.Lock()
+
+    async def open(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, Opening]:
+        """The openings of partitions just assigned. May be cancelled; raises what aiokafka raises."""
+        async with self._lock:
+            started = time.perf_counter()
+            committed = await self._admin.list_consumer_group_offsets(self._group_id, partitions=list(partitions))
+            positions = await self._positions(partitions, committed)
+            if self._results_topic is None:
+                return {tp: Opening(position) for tp, position in positions.items()}
+            openings = await self._scan(positions, committed)
+            self._seconds.observe(time.perf_counter() - started)
+            return openings
+
+    async def end_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        ends: dict[TopicPartition, int] = await self._scanner.end_offsets(list(partitions))
+        return ends
+
+    async def first_offset(self, tp: TopicPartition) -> int:
+        firsts: dict[TopicPartition, int] = await self._scanner.beginning_offsets([tp])
+        return firsts[tp]
+
+    async def _positions(
+        self, partitions: Collection[TopicPartition], committed: dict[TopicPartition, OffsetAndMetadata]
+    ) -> dict[TopicPartition, int]:
+        firsts = await self._scanner.beginning_offsets(list(partitions))
+        ends = await self._scanner.end_offsets(list(partitions))
+        positions = {}
+        for tp in partitions:
+            offset = committed[tp].offset if tp in committed else -1
+            if offset < 0:
+                offset = firsts[tp]
+            elif not firsts[tp] <= offset <= ends[tp]:
+                self.lost(tp, offset, firsts[tp], ends[tp])
+                offset = firsts[tp]
+            positions[tp] = offset
+        return positions
+
+    def lost(self, tp: TopicPartition, offset: int, first: int, end: int) -> None:
+        """A position is not in the log any more: records were deleted unread, or the topic was made anew."""
+        counter: Counter = self._metrics.offsets_lost.labels(self._role, tp.topic)
+        counter.inc()
+        log.error(
+            "the committed offset is not in the log: records may be lost; reading from the log's start",
+            role=self._role, topic=tp.topic, partition=tp.partition, committed=offset, log_start=first, log_end=end,
+        )  # fmt: skip
+
+    async def _scan(
+        self, positions: dict[TopicPartition, int], committed: dict[TopicPartition, OffsetAndMetadata]
+    ) -> dict[TopicPartition, Opening]:
+        assert self._results_topic is not None
+        lanes = {tp: TopicPartition(self._results_topic, tp.partition) for tp in positions}
+        firsts = await self._scanner.beginning_offsets(list(lanes.values()))
+        ends = await self._scanner.end_offsets(list(lanes.values()))
+        floors: dict[TopicPartition, int] = {}
+        unknown = []
+        for tp, lane in lanes.items():
+            # A commit at another position than ours belongs to a log that is gone, and so does its floor.
+            usable = tp in committed and committed[tp].offset == positions[tp]
+            found = _FLOOR.fullmatch(committed[tp].metadata or "") if usable else None
+            if found:
+                floors[lane] = min(max(int(found[1]), firsts[lane]), ends[lane])
+            else:
+                unknown.append(tp)
+        if unknown:
+            for tp, floor in (await self._floors_by_time({tp: positions[tp] for tp in unknown}, lanes, ends)).items():
+                floors[lanes[tp]] = max(floor, firsts[lanes[tp]])
+        recovered = await self._read(floors, ends, {lanes[tp]: (tp.topic, positions[tp]) for tp in positions})
+        return {
+            tp: Opening(
+                position, scan_floor=floors[lanes[tp]], results_end=ends[lanes[tp]], recovered=recovered[lanes[tp]]
+            )
+            for tp, position in positions.items()
+        }  # fmt: skip
+
+    async def _floors_by_time(
+        self,
+        positions: dict[TopicPartition, int],
+        lanes: dict[TopicPartition, TopicPartition],
+        ends: dict[TopicPartition, int],
+    ) -> dict[TopicPartition, int]:
+        """For each partition the first results offset that is not older than its first request to be read."""
+        times = await self._times_at(positions)
+        asked = {lanes[tp]: max(0, timestamp - _CLOCK_SKEW_MS) for tp, timestamp in times.items()}
+        found = await self._scanner.offsets_for_times(asked) if asked else {}
+        floors = {}
+        for tp, lane in lanes.items():
+            if tp in positions:
+                at = found.get(lane)
+                floors[tp] = ends[lane] if at is None else at.offset
+        return floors
+
+    async def _times_at(self, positions: dict[TopicPartition, int]) -> dict[TopicPartition, int]:
+        """Timestamp (ms) of the first record at or after each position; partitions with nothing to read are left out.
+
+        The requests are read to the end of the log as it is now: what comes later has no result yet.
+        """
+        ends = await self._scanner.end_offsets(list(positions))
+        waiting = {tp: position for tp, position in positions.items() if position < ends[tp]}
+        times: dict[TopicPartition, int] = {}
+        if not waiting:
+            return times
+        self._begin(waiting)
+        while waiting:
+            for tp, records in (await self._fetched(list(waiting))).items():
+                times[tp] = records[0].timestamp
+                del waiting[tp]
+            await self._drop_ended(waiting, ends)
+        return times
+
+    async def _read(
+        self,
+        floors: dict[TopicPartition, int],
+        ends: dict[TopicPartition, int],
+        requests: dict[TopicPartition, tuple[str, int]],
+    ) -> dict[TopicPartition, dict[int, int]]:
+        """The sources found between floor and end of each results partition -> append time of the first result (ms)."""
+        recovered: dict[TopicPartition, dict[int, int]] = {lane: {} for lane in floors}
+        waiting = {lane: floor for lane, floor in floors.items() if floor < ends[lane]}
+        if not waiting:
+            return recovered
+        self._begin(waiting)
+        while waiting:
+            for lane, records in (await self._fetched(list(waiting))).items():
+                topic, position = requests[lane]
+                prefix = f"{topic}-{lane.partition}-".encode()
+                for record in records:
+                    for name, value in record.headers:
+                        if name == RESULT_SOURCE_HEADER and value.startswith(prefix):
+                            offset = int(value[len(prefix) :])
+                            if offset >= position:
+                                recovered[lane].setdefault(offset, record.timestamp)
+                            break
+            await self._drop_ended(waiting, ends)
+        return recovered
+
+    def _begin(self, positions: dict[TopicPartition, int]) -> None:
+        self._scanner.assign(list(positions))
+        for tp, position in positions.items():
+            self._scanner.seek(tp, position)
+
+    async def _fetched(self, partitions: list[TopicPartition]) -> dict[TopicPartition, list[Record]]:
+        deadline = time.monotonic() + _SCAN_SILENCE_SECONDS
+        while True:
+            fetched = await self._scanner.getmany(*partitions, timeout_ms=_POLL_MS)
+            if fetched:
+                return fetched
+            for tp in partitions:
+                if await self._scanner.position(tp) >= (await self.end_offsets([tp]))[tp]:
+                    return {}
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no record of {partitions[0].topic} within {_SCAN_SILENCE_SECONDS:g} s")
+
+    async def _drop_ended(self, waiting: dict[TopicPartition, int], ends: dict[TopicPartition, int]) -> None:
+        for tp in list(waiting):
+            if await self._scanner.position(tp) >= ends[tp]:
+                del waiting[tp]

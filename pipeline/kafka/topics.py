@@ -1,0 +1,149 @@
+"""The topics: made as the product needs them, described, and checked before a role starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from pipeline.errors import StartFailed
+from pipeline.settings import KafkaSettings, Role, TopicsSettings
+
+_APPEND_TIME = "message.timestamp.type"
+_MAX_BYTES = "max.message.bytes"
+_RETENTION = "retention.ms"
+# What a broker adds around the records of a batch, with room to spare.
+_BATCH_OVERHEAD = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A topic as the product needs it."""
+
+    name: str
+    config: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A topic as it is; `partitions` is 0 where there is none."""
+
+    name: str
+    partitions: int
+    replicas: int
+    config: dict[str, str]
+    advice: tuple[str, ...]
+    """What should be changed, one sentence each."""
+
+
+def wanted_topics(kafka: KafkaSettings, topics: TopicsSettings) -> tuple[Wanted, ...]:
+    """All topics. Append time makes the order of the log the order of cause and effect: Optimizely attributes a
+    conversion to a decision by their timestamps, and a takeover without a floor finds results by theirs."""
+    retention = str(int(topics.retention * 1000))
+    timed = {_APPEND_TIME: "LogAppendTime", _RETENTION: retention}
+    sized = {_MAX_BYTES: str(int(kafka.max_record_bytes) + _BATCH_OVERHEAD)}
+    return (
+        Wanted(topics.decide_requests, timed),
+        Wanted(topics.decide_results, timed | sized),
+        Wanted(topics.track_events, timed),
+        Wanted(topics.odp_events, {_RETENTION: retention}),
+        Wanted(
+            topics.dead_letters,
+            {
+                _RETENTION: str(int(topics.dead_letters_retention * 1000)),
+                _MAX_BYTES: str(int(kafka.max_dead_letter_bytes) + _BATCH_OVERHEAD),
+            },
+        ),
+    )
+
+
+def topics_of(role: Role, topics: TopicsSettings) -> tuple[str, ...]:
+    """What a role reads."""
+    return {
+        "decide": (topics.decide_requests,),
+        "logx": (topics.decide_results, topics.track_events),
+        "odp_events": (topics.odp_events,),
+    }[role]
+
+
+async def create_topics(
+    admin: AIOKafkaAdminClient, kafka: KafkaSettings, topics: TopicsSettings
+) -> list[tuple[str, bool]]:
+    """Create what is missing; returns each name with whether it was made now. Raises StartFailed."""
+    made = []
+    for topic in wanted_topics(kafka, topics):
+        new = NewTopic(topic.name, topics.partitions, topics.replication_factor, topic_configs=topic.config)
+        try:
+            response = await admin.create_topics([new])
+        except KafkaError as error:
+            raise StartFailed(f"topic {topic.name} cannot be created: {error}") from error
+        code, text = response.topic_errors[0][1:3]  # type: ignore[attr-defined]
+        failure = for_code(code)
+        if code and failure is not TopicAlreadyExistsError:
+            raise StartFailed(
+                f"topic {topic.name} cannot be created: {failure.__name__}: {text or failure.description}"
+            )
+        made.append((topic.name, code == 0))
+    return made
+
+
+async def describe_topics(admin: AIOKafkaAdminClient, kafka: KafkaSettings, topics: TopicsSettings) -> list[Described]:
+    """Every topic as it is, with advice where it is not as needed."""
+    wanted = wanted_topics(kafka, topics)
+    found = {entry["topic"]: entry for entry in await admin.describe_topics([topic.name for topic in wanted])}
+    existing = [topic.name for topic in wanted if found[topic.name]["partitions"]]
+    configs = await _configs(admin, existing)
+    requests = len(found[topics.decide_requests]["partitions"])
+    described = []
+    for topic in wanted:
+        partitions = found[topic.name]["partitions"]
+        config = configs.get(topic.name, {})
+        advice = _advice(topic, len(partitions), config)
+        if topic.name == topics.decide_results and partitions and len(partitions) < requests:
+            advice = (*advice, f"needs at least {requests} partitions, as many as {topics.decide_requests}")
+        replicas = len(partitions[0]["replicas"]) if partitions else 0
+        shown = {name: config[name] for name in (_APPEND_TIME, _RETENTION, _MAX_BYTES) if name in config}
+        described.append(Described(topic.name, len(partitions), replicas, shown, advice))
+    return described
+
+
+def _advice(topic: Wanted, partitions: int, config: dict[str, str]) -> tuple[str, ...]:
+    if not partitions:
+        return ("is missing: run `pipeline topics create`",)
+    advice = []
+    if topic.config.get(_APPEND_TIME) and config.get(_APPEND_TIME) != "LogAppendTime":
+        advice.append(f"set {_APPEND_TIME}=LogAppendTime, else conversions may seem older than their decisions")
+    needed = int(topic.config.get(_MAX_BYTES, 0))
+    if _MAX_BYTES in config and int(config[_MAX_BYTES]) < needed:
+        advice.append(f"set {_MAX_BYTES} to at least {needed}, else large records stop their partition")
+    return tuple(advice)
+
+
+async def _configs(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, dict[str, str]]:
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    configs: dict[str, dict[str, str]] = {}
+    if resources:
+        for response in await admin.describe_configs(resources):
+            for _, _, _, name, entries in response.resources:  # type: ignore[attr-defined]
+                configs[name] = {entry[0]: entry[1] for entry in entries}
+    return configs
+
+
+async def check_topics(
+    admin: AIOKafkaAdminClient, kafka: KafkaSettings, topics: TopicsSettings, roles: Iterable[Role]
+) -> dict[str, int]:
+    """Partition counts of the topics that the roles need. Raises StartFailed that names every missing one."""
+    needed = {name for role in roles for name in topics_of(role, topics)} | {topics.dead_letters}
+    if "decide" in roles:
+        needed.add(topics.decide_results)
+    found = {entry["topic"]: len(entry["partitions"]) for entry in await admin.describe_topics(sorted(needed))}
+    missing = sorted(name for name in needed if not found.get(name))
+    if missing:
+        raise StartFailed(
+            f"missing topics: {', '.join(missing)}. "
+            "Create them with `pipeline topics create`, or name yours with PIPELINE_TOPICS__*"
+        )
+    return found

@@ -1,0 +1,68 @@
+"""Logs: one JSON object a line on standard error, this package's and aiokafka's alike.
+
+ERROR: data is lost or a person is needed. WARNING: surprising, recovered. INFO: lifecycle. Records only at DEBUG.
+No user id, attribute or whole key is ever logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+_SHARED = (
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_logger_name,
+    structlog.stdlib.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+)
+
+
+def configure_logs(level: str) -> None:
+    """Send everything at `level` or above to standard error. Called once, by the command that runs a worker."""
+    structlog.configure(
+        processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                structlog.processors.JSONRenderer(),
+            ],
+            foreign_pre_chain=_SHARED,
+        )
+    )
+    handler.addFilter(_Repeats())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+
+
+class _Repeats(logging.Filter):
+    """Lets a text of aiokafka pass once in ten seconds.
+
+    While a broker is away it reports each of ten attempts a second, from several tasks.
+    """
+
+    _seconds = 10.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith("aiokafka"):
+            return True
+        last = self._last.get(record.msg)
+        if last is not None and record.created - last < self._seconds:
+            return False
+        if len(self._last) > 1000:
+            self._last.clear()
+        self._last[record.msg] = record.created
+        return True

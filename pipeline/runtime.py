@@ -1,0 +1,124 @@
+"""Running a worker's process: the event loop that fences itself, signals, the ways to end.
+
+A worker whose loop stood still for about a session timeout (SIGSTOP, a suspended machine, a callback that never
+returned) may have lost its partitions without knowing. It ends before it sends anything: each turn of the selector
+looks at the clock first. What is left is a request already handed to the socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import selectors
+import signal
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, NoReturn
+
+import structlog
+
+log = structlog.get_logger("pipeline.runtime")
+
+# sysexits.h: an internal software error. Kubernetes restarts the pod; the next owner recovers.
+EXIT_GAVE_UP = 70
+_TICK_SECONDS = 1.0
+
+
+def _now() -> float:
+    """Seconds that go on while the machine sleeps, where the system has such a clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+def give_up(reason: str, error: BaseException | None = None) -> NoReturn:
+    """End the process at once, without another byte to Kafka: giving up a send in any other way could publish twice."""
+    log.error("the process ends", reason=reason, exc_info=error)
+    os._exit(EXIT_GAVE_UP)
+
+
+class Fence:
+    """Ends the process if the loop stood still for `limit` seconds; remembers the longest stall below that."""
+
+    def __init__(
+        self, limit: float, *, end: Callable[[str], NoReturn] = give_up, clock: Callable[[], float] = _now
+    ) -> None:
+        self._limit = limit
+        self._end = end
+        self._clock = clock
+        self._last = clock()
+        self.longest = 0.0
+
+    def check(self) -> None:
+        """Called first thing in each turn of the loop."""
+        now = self._clock()
+        stood = now - self._last
+        self._last = now
+        if stood > self._limit:
+            self._end(
+                f"the event loop stood still for {stood:.1f} s, longer than {self._limit:.1f} s: "
+                "the partitions may have another owner by now"
+            )
+        self.longest = max(self.longest, stood - _TICK_SECONDS)
+
+
+class _FencedSelector(selectors.DefaultSelector):
+    """The system's selector; after each wait, and before anything it woke can run, the fence is checked."""
+
+    def __init__(self, fence: Fence) -> None:
+        super().__init__()
+        self._fence = fence
+
+    def select(self, timeout: float | None = None) -> Any:
+        ready = super().select(timeout)
+        self._fence.check()
+        return ready
+
+
+def run(main: Callable[[], Coroutine[Any, Any, int]], fence: Fence) -> int:
+    """Run `main` on a fenced loop; returns its exit code."""
+
+    def fenced_loop() -> asyncio.AbstractEventLoop:
+        loop = asyncio.SelectorEventLoop(_FencedSelector(fence))
+        loop.set_exception_handler(_unhandled)
+
+        def tick() -> None:
+            # A loop without work would wait in the selector for ever, and look as if it stood still.
+            loop.call_later(_TICK_SECONDS, tick)
+
+        tick()
+        return loop
+
+    with asyncio.Runner(loop_factory=fenced_loop) as runner:
+        return runner.run(main())
+
+
+def _unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An exception in a callback, which nobody will ever catch: a record would wait for ever, so the process ends."""
+    error = context.get("exception")
+    if error is not None and "handle" in context:
+        give_up(f"a callback failed: {context['message']}", error)
+    loop.default_exception_handler(context)
+
+
+async def until_stopped(work: Awaitable[None]) -> bool:
+    """Run `work` until it is done or SIGTERM or SIGINT comes; True if it was a signal. A second signal ends at once."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def asked(number: int) -> None:
+        if stop.is_set():
+            give_up(f"a second {signal.Signals(number).name} came during the stop")
+        log.info("stopping", signal=signal.Signals(number).name)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked, number)
+    running = asyncio.ensure_future(work)
+    stopped = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if running.done():
+        stopped.cancel()
+        await running
+        return False
+    running.cancel()
+    await asyncio.wait({running})
+    return True
