@@ -55,6 +55,7 @@ class SegmentsUnavailable(PipelineError):
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(detail or reason)
         self.reason = reason
+        self.detail = detail
 
 
 class StartFailed(PipelineError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -93,6 +94,11 @@ class KafkaSettings(Section):
     request_timeout: Seconds = Field(
         20, description="How long one request to the broker may take before it is repeated."
     )
+    start_timeout: Seconds = Field(60, description="How long a start waits for a broker that cannot be reached.")
+    handover_timeout: Seconds = Field(
+        2,
+        description="How long a rebalance waits for requests under way to a service; the next owner repeats the rest.",
+    )
     commit_interval: Seconds = Field(
         0.5, description="How often offsets are committed, one request for all partitions."
     )
@@ -110,6 +116,11 @@ class KafkaSettings(Section):
         ByteSize(1024**2),
         gt=0,
         description="A larger record is a dead letter, unread; also the largest result written.",
+    )
+    max_dead_letter_bytes: ByteSize = Field(
+        ByteSize(2 * 1024**2),
+        gt=0,
+        description="A dead letter larger than this is a pointer without the original bytes.",
     )
     fetch_bytes: ByteSize = Field(
         ByteSize(256 * 1024), gt=0, description="Most bytes fetched from a partition at once (process, per partition)."
@@ -160,6 +171,10 @@ class OptimizelySettings(Section):
     stale_after: Seconds = Field(
         300, description="Age of the last good answer from which a datafile is reported as stale."
     )
+    allow_older_revision: bool = Field(
+        False,
+        description="Take a datafile whose revision number is lower than the one in use; otherwise it is refused.",
+    )
 
     @model_validator(mode="after")
     def _coherent(self) -> OptimizelySettings:
@@ -191,6 +206,9 @@ class OdpSettings(Section):
     max_users_per_query: int = Field(50, ge=1, le=1000, description="Most users in one GraphQL query.")
     max_in_flight: Count = Field(16, description="Most GraphQL requests under way at once (account).")
     max_linger: float = Field(0.025, ge=0, description="How long a user may wait for others to share its query.")
+    max_waiting_users: Count = Field(
+        50_000, description="Most users waiting for their segments; further ones are answered with an error (process)."
+    )
     cache_size: int = Field(10_000, ge=0, description="Users whose segments are remembered (process); 0 disables it.")
     cache_timeout: float = Field(600, ge=0, description="How long segments are remembered; 0: for ever.")
     event_batch_size: int = Field(
@@ -323,4 +341,5 @@ def load_settings(environ: Mapping[str, str] | None = None, file: Path | None = 
 
 def masked(sdk_key: str) -> str:
     """An SDK key as it may stand in logs and metric labels: enough to tell two apart, not enough to use."""
-    return sdk_key[:4] + "***" if len(sdk_key) > 8 else "***"
+    begin = sdk_key[:4] if len(sdk_key) > 8 else ""
+    return f"{begin}***{blake2b(sdk_key.encode(), digest_size=2).hexdigest()}"

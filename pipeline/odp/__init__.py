@@ -1,0 +1,1 @@
+"""The customer data platform (ODP): segments by GraphQL, and events."""
