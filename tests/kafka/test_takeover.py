@@ -1,0 +1,177 @@
+"""Opening a partition on Apache Kafka: where it begins, and which requests are answered already."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.errors import GroupCoordinatorNotAvailableError
+from aiokafka.structs import OffsetAndMetadata
+from prometheus_client import CollectorRegistry
+
+from pipeline.kafka import client
+from pipeline.kafka.partition import Opening
+from pipeline.kafka.takeover import Takeover
+from pipeline.metrics import Metrics
+from tests.kafka.member import kafka_settings, produce
+from tests.support import Broker, TopicMaker, Topics
+
+GROUP = "decide"
+
+
+class Openings:
+    """One partition of requests, its results, and what a new owner finds."""
+
+    def __init__(self, kafka: Broker, topics: Topics, admin: AIOKafkaAdminClient, scanner: AIOKafkaConsumer) -> None:
+        self.kafka = kafka
+        self.admin = admin
+        self.topics = topics
+        self.metrics = Metrics(CollectorRegistry())
+        self.group = f"{topics.decide_requests}.{GROUP}"
+        self.tp = TopicPartition(topics.decide_requests, 0)
+        self._takeover = Takeover(
+            group_id=self.group, admin=admin, scanner=scanner,
+            results_topic=topics.decide_results, role="decide", metrics=self.metrics,
+        )  # fmt: skip
+
+    async def requests(self, count: int) -> None:
+        await produce(self.kafka, self.topics.decide_requests, [(0, b"user", b"{}") for _ in range(count)])
+
+    async def results(self, *offsets: int) -> None:
+        settings = kafka_settings(self.kafka)
+        producer = await client.start_client(client.producer(settings))
+        try:
+            for offset in offsets:
+                source = f"{self.topics.decide_requests}-0-{offset}".encode()
+                await producer.send_and_wait(
+                    self.topics.decide_results, b"{}", b"user", partition=0, headers=[("source", source)]
+                )
+        finally:
+            await producer.stop()
+
+    async def commit(self, offset: int, metadata: str) -> None:
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.kafka.bootstrap_servers, group_id=self.group, enable_auto_commit=False
+        )
+        await consumer.start()
+        try:
+            consumer.assign([self.tp])
+            await consumer.commit({self.tp: OffsetAndMetadata(offset, metadata)})
+        finally:
+            await consumer.stop()
+
+    async def open(self) -> Opening:
+        return (await self._takeover.open([self.tp]))[self.tp]
+
+    def lost(self) -> float:
+        labels = {"role": "decide", "topic": self.topics.decide_requests}
+        return self.metrics.registry.get_sample_value("decision_pipeline_offsets_out_of_range_total", labels) or 0
+
+
+async def coordinated(admin: AIOKafkaAdminClient) -> None:
+    """Wait until a new broker has made its topic of offsets."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await admin.find_coordinator(GROUP)
+            except GroupCoordinatorNotAvailableError:
+                await asyncio.sleep(0.1)
+            else:
+                return
+
+
+@pytest_asyncio.fixture
+async def openings(kafka: Broker, topics: TopicMaker) -> AsyncIterator[Openings]:
+    own = await topics(partitions=1)
+    settings = kafka_settings(kafka)
+    admin = await client.start_client(client.admin(settings))
+    scanner = await client.start_client(client.scanner(settings))
+    await coordinated(admin)
+    yield Openings(kafka, own, admin, scanner)
+    await scanner.stop()
+    await admin.close()
+
+
+@pytest.mark.asyncio
+async def test_a_new_group_begins_at_the_log_start_with_nothing_answered(openings: Openings) -> None:
+    await openings.requests(3)
+    opening = await openings.open()
+    assert (opening.position, dict(opening.recovered or {})) == (0, {})
+
+
+@pytest.mark.asyncio
+async def test_without_any_commit_what_was_published_is_found_by_time(openings: Openings) -> None:
+    await openings.requests(5)
+    await openings.results(0, 1, 3)
+    opening = await openings.open()
+    assert opening.position == 0
+    assert sorted(opening.recovered or ()) == [0, 1, 3]
+    assert opening.results_end == 3
+
+
+@pytest.mark.asyncio
+async def test_the_floor_of_the_commit_says_where_to_read(openings: Openings) -> None:
+    await openings.requests(6)
+    await openings.results(0, 1, 2, 4)
+    await openings.commit(2, "floor=2")
+    opening = await openings.open()
+    assert opening.position == 2
+    assert opening.scan_floor == 2
+    assert sorted(opening.recovered or ()) == [2, 4]
+
+
+@pytest.mark.asyncio
+async def test_a_commit_moved_by_hand_has_no_floor_and_is_found_by_time(openings: Openings) -> None:
+    await openings.requests(6)
+    await openings.results(0, 1, 2)
+    await openings.commit(1, "")
+    opening = await openings.open()
+    assert opening.position == 1
+    assert sorted(opening.recovered or ()) == [1, 2]
+
+
+@pytest.mark.asyncio
+async def test_a_floor_before_the_log_start_means_the_log_start(openings: Openings) -> None:
+    await openings.requests(4)
+    await openings.results(0, 1, 2)
+    await openings.admin.delete_records({TopicPartition(openings.topics.decide_results, 0): RecordsToDelete(2)})
+    await openings.commit(0, "floor=0")
+    opening = await openings.open()
+    assert opening.scan_floor == 2
+    assert sorted(opening.recovered or ()) == [2]
+
+
+@pytest.mark.asyncio
+async def test_a_position_before_the_log_start_is_lost_and_said_so(openings: Openings) -> None:
+    await openings.requests(4)
+    await openings.commit(1, "floor=0")
+    await openings.admin.delete_records({openings.tp: RecordsToDelete(3)})
+    opening = await openings.open()
+    assert opening.position == 3
+    assert openings.lost() == 1
+
+
+@pytest.mark.asyncio
+async def test_a_position_after_the_log_end_is_lost_and_said_so(openings: Openings) -> None:
+    await openings.requests(2)
+    await openings.commit(9, "floor=0")
+    opening = await openings.open()
+    assert opening.position == 0
+    assert openings.lost() == 1
+
+
+@pytest.mark.asyncio
+async def test_results_of_other_topics_and_committed_requests_are_not_counted(openings: Openings) -> None:
+    await openings.requests(3)
+    settings = kafka_settings(openings.kafka)
+    producer = await client.start_client(client.producer(settings))
+    for headers in ([], [("source", b"elsewhere-0-1")], [("source", openings.tp.topic.encode() + b"-1-2")]):
+        await producer.send_and_wait(openings.topics.decide_results, b"{}", b"u", partition=0, headers=headers)
+    await producer.stop()
+    await openings.results(0)
+    await openings.commit(1, "floor=0")
+    assert dict((await openings.open()).recovered or {}) == {}
