@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]
 """Called with bytes had and bytes in all; first with 0, and not at all when nothing has to be downloaded."""
 
 _DOWNLOADS_AT_ONCE = 4
-_TIMEOUT_SECONDS = 30
+_TIMEOUT_SECONDS = 10
 _ABANDONED_AFTER_SECONDS = 86_400
 
 

@@ -1,8 +1,8 @@
 """The event payload as Optimizely documents it, checked field by field: nothing missing, nothing unknown.
 
 An impression is a snapshot of one decision and its `campaign_activated` event; a conversion a snapshot of events alone.
-Called by the stand-in for each body, up to 10,000 events at a time, so the valid case compares sets of names and types
-and nothing else.
+Called by the stand-in for each body, up to 10,000 events at a time, so the valid case counts names, looks at types and
+does nothing else.
 """
 
 from __future__ import annotations
@@ -25,14 +25,10 @@ _ENVELOPE = {
     "enrich_decisions": bool,
     "visitors": list,
 }
-_VISITOR = {"visitor_id", "attributes", "snapshots"}
-_ATTRIBUTE = {"entity_id", "key", "type", "value"}
-_DECISION = {"campaign_id", "experiment_id", "variation_id", "metadata"}
-_METADATA = {"flag_key": str, "rule_key": str, "rule_type": str, "variation_key": str, "enabled": bool}
-_EVENT = {"entity_id", "key", "timestamp", "uuid"}
-_EVENT_OPTIONAL = {"tags", "revenue", "value"}
+_EVENT = {"entity_id", "key", "timestamp", "uuid", "tags", "revenue", "value"}
 _RULE_TYPES = {"feature-test", "rollout", "holdout", "experiment"}
 _REGIONS = {"US", "EU"}
+_NO_NAMES = ("", "", "")
 _LARGEST_NUMBER = 2**53
 _EARLIEST, _LATEST = 1_000_000_000_000, 9_999_999_999_999
 
@@ -58,13 +54,19 @@ def read_payload(document: Any) -> Payload:
             _read_visitor(visitor, events)
         except Invalid as error:
             raise Invalid(f"visitors[{number}]: {error}") from None
+        except (KeyError, TypeError, AttributeError) as error:
+            # A name that is missing, or a list where an object should be. With the right number of names, and every
+            # one of them found, there is none that should not be there.
+            raise Invalid(f"visitors[{number}]: {type(error).__name__}: {error}") from None
     if not 0 < len(events) <= MAX_EVENTS:
         raise Invalid(f"{len(events)} events")
     return Payload(document["project_id"], events)
 
 
 def _check_envelope(document: dict[str, Any]) -> None:
-    _exactly(document.keys() - {"region"}, _ENVELOPE.keys())
+    names = document.keys() - {"region"}
+    if names != _ENVELOPE.keys():
+        raise Invalid(f"envelope: missing or not documented: {', '.join(sorted(names ^ _ENVELOPE.keys()))}")
     for name, kind in _ENVELOPE.items():
         if type(document[name]) is not kind:
             raise Invalid(f"{name} is no {kind.__name__}")
@@ -77,75 +79,65 @@ def _check_envelope(document: dict[str, Any]) -> None:
 
 
 def _read_visitor(visitor: Any, events: list[tuple[tuple[str, str, int], Event]]) -> None:
-    if type(visitor) is not dict or visitor.keys() != _VISITOR:
-        raise Invalid("not exactly visitor_id, attributes, snapshots")
     visitor_id, attributes, snapshots = visitor["visitor_id"], visitor["attributes"], visitor["snapshots"]
-    if type(visitor_id) is not str or not visitor_id:
-        raise Invalid("visitor_id is no text")
+    if len(visitor) != 3 or type(visitor_id) is not str or not visitor_id:
+        raise Invalid("visitor_id is no text, or there is more than visitor_id, attributes, snapshots")
     if type(attributes) is not list or type(snapshots) is not list or not snapshots:
         raise Invalid("attributes or snapshots is no list, or there is no snapshot")
     for attribute in attributes:
-        _check_attribute(attribute)
+        value = attribute["value"]
+        kind = type(value)
+        if kind is not str and kind is not bool and not _is_usable_number(value):
+            raise Invalid("the value of an attribute is no text, boolean or number up to 2^53")
+        if len(attribute) != 4 or attribute["type"] != "custom":
+            raise Invalid("an attribute is not exactly entity_id, key, type `custom`, value")
+        if type(attribute["entity_id"]) is not str or type(attribute["key"]) is not str:
+            raise Invalid("an attribute's entity_id or key is no text")
     for snapshot in snapshots:
-        if type(snapshot) is not dict or type(snapshot.get("events")) is not list or not snapshot["events"]:
+        happened = snapshot["events"]
+        if type(happened) is not list or not happened:
             raise Invalid("a snapshot without events")
-        names = ("", "", "")
-        if len(snapshot) > 1:
-            names = _read_decision(snapshot)
-        for event in snapshot["events"]:
+        decided = len(snapshot) > 1
+        flag_key, rule_key, variation_key = _read_decision(snapshot) if decided else _NO_NAMES
+        for event in happened:
             identity, key = _read_event(event)
-            if (key == IMPRESSION) != (len(snapshot) > 1):
+            if (key == IMPRESSION) is not decided:
                 raise Invalid(f"{IMPRESSION} and decisions go together")
-            events.append((identity, (visitor_id, *names, key)))
+            events.append((identity, (visitor_id, flag_key, rule_key, variation_key, key)))
 
 
-def _check_attribute(attribute: Any) -> None:
-    if type(attribute) is not dict or attribute.keys() != _ATTRIBUTE:
-        raise Invalid("an attribute is not exactly entity_id, key, type, value")
-    value, kind = attribute["value"], type(attribute["value"])
-    usable = kind is str or kind is bool or (kind in (int, float) and -_LARGEST_NUMBER <= value <= _LARGEST_NUMBER)
-    if not usable:
-        raise Invalid(f"the value of attribute {attribute['key']} is no text, boolean or number up to 2^53")
-    if attribute["type"] != "custom" or type(attribute["entity_id"]) is not str or type(attribute["key"]) is not str:
-        raise Invalid("an attribute's type, entity_id or key is wrong")
+def _is_usable_number(value: Any) -> bool:
+    return type(value) in (int, float) and -_LARGEST_NUMBER <= value <= _LARGEST_NUMBER
 
 
 def _read_decision(snapshot: dict[str, Any]) -> tuple[str, str, str]:
     """flag_key, rule_key and variation_key of the one decision."""
-    decisions = snapshot.get("decisions")
+    decisions = snapshot["decisions"]
     if len(snapshot) != 2 or type(decisions) is not list or len(decisions) != 1 or len(snapshot["events"]) != 1:
         raise Invalid("a snapshot is not one decision and one event")
     decision = decisions[0]
-    if type(decision) is not dict or decision.keys() != _DECISION:
-        raise Invalid("a decision is not exactly campaign_id, experiment_id, variation_id, metadata")
+    campaign_id, experiment_id, metadata = decision["campaign_id"], decision["experiment_id"], decision["metadata"]
     variation_id = decision["variation_id"]
-    if variation_id is not None and not (
-        type(variation_id) is str and variation_id.isascii() and variation_id.isdigit()
-    ):
+    if len(decision) != 4 or type(campaign_id) is not str or type(experiment_id) is not str:
+        raise Invalid("a decision is not exactly campaign_id, experiment_id, variation_id, metadata")
+    if variation_id is not None and not (variation_id.isdigit() and variation_id.isascii()):
         raise Invalid("variation_id is neither digits nor null")
-    if type(decision["campaign_id"]) is not str or type(decision["experiment_id"]) is not str:
-        raise Invalid("campaign_id or experiment_id is no text")
-    if snapshot["events"][0].get("entity_id") != decision["campaign_id"]:
+    if snapshot["events"][0]["entity_id"] != campaign_id:
         raise Invalid("an impression's entity_id is not its campaign_id")
-    metadata = decision["metadata"]
-    if type(metadata) is not dict:
-        raise Invalid("metadata is no object")
-    _exactly(metadata.keys() - {"cmab_uuid"}, _METADATA.keys())
-    for name, kind in _METADATA.items():
-        if type(metadata[name]) is not kind:
-            raise Invalid(f"metadata.{name} is no {kind.__name__}")
-    if metadata["rule_type"] not in _RULE_TYPES:
-        raise Invalid("metadata.rule_type is unknown")
-    return metadata["flag_key"], metadata["rule_key"], metadata["variation_key"]
+    names = metadata["flag_key"], metadata["rule_key"], metadata["variation_key"]
+    if type(names[0]) is not str or type(names[1]) is not str or type(names[2]) is not str:
+        raise Invalid("metadata's flag_key, rule_key or variation_key is no text")
+    if metadata["rule_type"] not in _RULE_TYPES or type(metadata["enabled"]) is not bool:
+        raise Invalid("metadata.rule_type or metadata.enabled is unknown")
+    if len(metadata) != 5 and not (len(metadata) == 6 and type(metadata["cmab_uuid"]) is str):
+        raise Invalid("metadata has more than is documented")
+    return names
 
 
 def _read_event(event: Any) -> tuple[tuple[str, str, int], str]:
-    if type(event) is not dict:
-        raise Invalid("an event is no object")
-    if event.keys() != _EVENT:
-        _exactly(event.keys() - _EVENT_OPTIONAL, _EVENT)
-        _check_optional(event)
     entity_id, uuid, timestamp, key = event["entity_id"], event["uuid"], event["timestamp"], event["key"]
+    if len(event) != 4:
+        _check_optional(event)
     if type(timestamp) is not int or not _EARLIEST <= timestamp <= _LATEST:
         raise Invalid("timestamp is not milliseconds")
     if type(uuid) is not str or len(uuid) != 36 or uuid.count("-") != 4:
@@ -156,17 +148,11 @@ def _read_event(event: Any) -> tuple[tuple[str, str, int], str]:
 
 
 def _check_optional(event: dict[str, Any]) -> None:
+    if event.keys() - _EVENT:
+        raise Invalid(f"an event has more than is documented: {', '.join(sorted(event.keys() - _EVENT))}")
     if type(event.get("tags", {})) is not dict:
         raise Invalid("tags is no object")
     if type(event.get("revenue", 0)) is not int:
         raise Invalid("revenue is no integer")
     if type(event.get("value", 0)) not in (int, float):
         raise Invalid("value is no number")
-
-
-def _exactly(names: Any, expected: Any) -> None:
-    if names != expected:
-        raise Invalid(
-            f"missing: {', '.join(sorted(expected - names)) or 'nothing'}; "
-            f"not documented: {', '.join(sorted(names - expected)) or 'nothing'}"
-        )
