@@ -90,7 +90,7 @@ class GroupConsumer(ConsumerRebalanceListener):
         self._wake = asyncio.Event()
         self._commit_lock = asyncio.Lock()
         self._opening: asyncio.Task[None] | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._watch = Watch(role.name, role.topics, metrics=metrics)
         self.polled_at = time.monotonic()
         self.assigned = asyncio.Event()
@@ -109,7 +109,12 @@ class GroupConsumer(ConsumerRebalanceListener):
         """Join the group. The consumer itself has been started; partitions open as they are assigned."""
         self._consumer.subscribe(list(self.role.topics), listener=self)
         for name, loop in (("poll", self._poll), ("commit", self._commit_regularly), ("watch", self._watch_regularly)):
-            self._tasks.append(asyncio.create_task(self._guarded(loop), name=f"{self.role.name} {name}"))
+            self._start(loop, f"{self.role.name} {name}")
+
+    def _start(self, loop: Callable[[], Awaitable[None]], name: str) -> None:
+        task = asyncio.create_task(self._guarded(loop), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _guarded(self, loop: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -162,7 +167,26 @@ class GroupConsumer(ConsumerRebalanceListener):
             if partition is None or not partition.open:
                 continue  # fetched before the partition was opened at its right position
             self._watch.consumed(tp.topic, len(records))
-            self._watch.recovered(partition.take(records))
+            if partition.one_at_a_time:
+                partition.queue.extend(records)
+                self._start(
+                    functools.partial(self._one_at_a_time, partition), f"{tp.topic}-{tp.partition} one at a time"
+                )
+            else:
+                self._watch.recovered(partition.take(records))
+
+    async def _one_at_a_time(self, partition: Partition) -> None:
+        """Each record is named in a commit, handled and settled before the next is touched."""
+        while partition.queue:
+            record = partition.queue.popleft()
+            partition.take_in_hand(record)
+            await self._commit()
+            if not partition.open:
+                return
+            self._watch.recovered(partition.take([record]))
+            while not partition.idle and partition.open:
+                self._wake.clear()
+                await self._wake.wait()
 
     async def _skip_lost(self, tp: TopicPartition, offset: int) -> None:
         partition = self._partitions.get(tp)
@@ -218,8 +242,17 @@ class GroupConsumer(ConsumerRebalanceListener):
                 await asyncio.sleep(_RETRY_SECONDS)
         for tp, opening in openings.items():
             self._consumer.seek(tp, opening.position)
+            self._partitions[tp].begin(opening)
+        # Before the first record is touched: should it kill the process, the next owner counts that.
+        await self._commit()
+        for tp, opening in openings.items():
             self._consumer.resume(tp)
-            self._partitions[tp].opened(opening)
+            self._partitions[tp].open = True
+            if self._partitions[tp].one_at_a_time:
+                log.warning(
+                    "its owners died one after the other: records go one at a time until the one at fault is found",
+                    role=self.role.name, topic=tp.topic, partition=tp.partition,
+                )  # fmt: skip
             log.info(
                 "partition opened", role=self.role.name, topic=tp.topic, partition=tp.partition,
                 position=opening.position, floor=opening.scan_floor, recovered=len(opening.recovered or ()),
@@ -273,13 +306,12 @@ class GroupConsumer(ConsumerRebalanceListener):
     async def _commit(self) -> None:
         """One request for every owned partition that moved. What fails is repeated at the next turn."""
         async with self._commit_lock:
-            points = {
-                tp: partition.commit_point()
-                for tp, partition in self._partitions.items()
-                if partition.committed != partition.position
-            }
+            due = [partition for partition in self._partitions.values() if partition.commit_due]
+            points = {partition.tp: partition.commit_point() for partition in due}
             if not points or not self._owns(points):
                 return
+            for partition in due:
+                partition.commit_due = False
             try:
                 async with asyncio.timeout(self._settings.request_timeout):
                     await self._consumer.commit({tp: OffsetAndMetadata(*point) for tp, point in points.items()})
@@ -290,9 +322,9 @@ class GroupConsumer(ConsumerRebalanceListener):
                 self._watch.commit_failed(error)
             else:
                 self._watch.committed()
-                for tp, (position, _) in points.items():
-                    if tp in self._partitions:
-                        self._partitions[tp].committed = position
+                return
+            for partition in due:
+                partition.commit_due = True
 
     def _owns(self, points: Collection[TopicPartition]) -> bool:
         return bool(set(points) <= self._consumer.assignment())

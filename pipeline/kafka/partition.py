@@ -18,6 +18,7 @@ from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
 
 from pipeline.errors import Rejected
+from pipeline.kafka.commit_note import CommitNote
 from pipeline.kafka.dead_letters import DeadLetters
 from pipeline.kafka.progress import Progress, Span
 from pipeline.kafka.sink import Lane
@@ -25,6 +26,9 @@ from pipeline.messages.delivery import Chunk, Delivery, Result
 
 Record = ConsumerRecord[bytes, bytes]
 _LOG_APPEND_TIME = 1
+_NO_NOTE = CommitNote()
+# After so many unclean ends in a row, the record at fault is looked for.
+_TRUSTED_ENDS = 3
 
 
 class Handler(Protocol):
@@ -39,6 +43,8 @@ class Opening:
     """Where an owned partition begins, and what a previous owner already published of it."""
 
     position: int
+    note: CommitNote = _NO_NOTE
+    """What the last owner left with its last commit."""
     scan_floor: int = 0
     results_end: int = 0
     """The end of the results partition when the scan was made."""
@@ -114,7 +120,10 @@ class Partition:
         self.blocked = False
         self.octets = 0
         self.moved_at = time.monotonic()
-        self.committed: int | None = None
+        self.commit_due = False
+        self.closing = False
+        self.queue: deque[Record] = deque()
+        """Records fetched and not begun: only where they go one at a time."""
         self._handler = handler
         self._lane = lane
         self._window = window
@@ -122,9 +131,13 @@ class Partition:
         self._progress = Progress(0)
         self._recovered: dict[int, int] = {}
         self._chunks: deque[InFlight] = deque()
+        self._unclean = 0
+        self._suspicious_end = 0
+        self._in_hand: int | None = None
+        self._killer: int | None = None
 
-    def opened(self, opening: Opening) -> None:
-        """Begin at a known position. From here on records are asked for."""
+    def begin(self, opening: Opening) -> None:
+        """Begin at a known position. Records are asked for once `open` is set."""
         self._recovered = dict(opening.recovered or {})
         self._progress = Progress(
             opening.position,
@@ -133,15 +146,29 @@ class Partition:
         )
         if self._lane is not None:
             self._lane.end = max(self._lane.end, opening.results_end)
+        # Counted before the first record is touched: this life may be the next unclean end.
+        self._unclean = opening.note.unclean + 1
+        self._suspicious_end = opening.position + self._window
+        self._killer = opening.note.alone
+        self.commit_due = True
         self.moved_at = time.monotonic()
-        self.open = True
 
     # 1. Fetched
 
     @property
     def full(self) -> bool:
         """The window is used up: not asked for until the oldest chunk is settled."""
-        return self._progress.window >= self._window
+        return self._progress.window >= self._window or bool(self.queue)
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """The last owners died one after the other, and what they may have died of is not passed yet."""
+        return self._unclean > _TRUSTED_ENDS and self._progress.position < self._suspicious_end
+
+    def take_in_hand(self, record: Record) -> None:
+        """Name a record in the next commit, before it is taken alone."""
+        self._in_hand = record.offset
+        self.commit_due = True
 
     def take(self, records: list[Record]) -> int:
         """A chunk arrives; returns how many of its requests had been answered before a takeover."""
@@ -155,6 +182,8 @@ class Partition:
         if self._recovered:
             chunk.records = fresh = [record for record in records if not self._answered(record)]
             answered = len(records) - len(fresh)
+        if self._killer is not None:
+            self._put_aside(chunk)
 
         # 2. Decoded and handled, by the role
         if chunk.records:
@@ -162,6 +191,16 @@ class Partition:
         if answered:
             chunk.done(answered)
         return answered
+
+    def _put_aside(self, chunk: InFlight) -> None:
+        """The record that was alone in hand when its process died goes to the dead letters, untouched."""
+        for record in chunk.records:
+            if record.offset == self._killer:
+                chunk.records = [other for other in chunk.records if other is not record]
+                chunk.reject(
+                    record, Rejected("crashed_worker", "the process died while it had only this record in hand")
+                )
+        self._killer = None
 
     def _answered(self, record: Record) -> bool:
         """A published decision is final. The times tell a topic made anew, whose offsets repeat, from a takeover."""
@@ -186,6 +225,7 @@ class Partition:
         self.octets -= chunk.octets
         if self._progress.finish(chunk.span):
             self.moved_at = time.monotonic()
+            self.commit_due = True
             while self._chunks and self._chunks[0].span.finished:
                 self._chunks.popleft()
         self._settled(chunk)
@@ -205,10 +245,11 @@ class Partition:
         return not self._chunks
 
     def commit_point(self) -> tuple[int, str]:
-        """What to commit now: the position, and the floor for whoever takes over."""
-        if self._lane is None:
-            return self._progress.position, ""
-        return self._progress.position, f"floor={self._progress.floor(self._lane.end)}"
+        """What to commit now: the position, and the note for whoever takes over."""
+        position = self._progress.position
+        unclean = 0 if self.closing else self._unclean if position < self._suspicious_end else 1
+        floor = None if self._lane is None else self._progress.floor(self._lane.end)
+        return position, CommitNote(floor, unclean, self._in_hand).encode()
 
     def oldest(self) -> int | None:
         """Timestamp (ms) of the oldest record not settled, if there is one."""
@@ -223,6 +264,9 @@ class Partition:
     def abandon(self) -> None:
         """The partition is given away: nothing of it is started any more, and nothing that still waits is done."""
         self.open = False
+        self.closing = self.commit_due = True
+        self._in_hand = None
+        self.queue.clear()
         for chunk in self._chunks:
             chunk.abandoned = True
 

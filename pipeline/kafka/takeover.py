@@ -8,7 +8,6 @@ since leaders of two partitions may be two machines with two clocks.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Collection
 
@@ -18,6 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.structs import OffsetAndMetadata
 from prometheus_client import Counter, Histogram
 
+from pipeline.kafka.commit_note import CommitNote
 from pipeline.kafka.partition import Opening, Record
 from pipeline.messages.delivery import RESULT_SOURCE_HEADER
 from pipeline.metrics import Metrics
@@ -25,7 +25,6 @@ from pipeline.metrics import Metrics
 log = structlog.get_logger("pipeline.takeover")
 
 _CLOCK_SKEW_MS = 60_000
-_FLOOR = re.compile(r"floor=(\d{1,19})")
 # Without a record for so long a scan is given up and made again.
 _SCAN_SILENCE_SECONDS = 10.0
 _POLL_MS = 500
@@ -60,9 +59,16 @@ class Takeover:
             started = time.perf_counter()
             committed = await self._admin.list_consumer_group_offsets(self._group_id, partitions=list(partitions))
             positions = await self._positions(partitions, committed)
+            # A commit at another position than ours belongs to a log that is gone, and so does its note.
+            notes = {
+                tp: CommitNote.decode(committed[tp].metadata)
+                if tp in committed and committed[tp].offset == position
+                else CommitNote()
+                for tp, position in positions.items()
+            }
             if self._results_topic is None:
-                return {tp: Opening(position) for tp, position in positions.items()}
-            openings = await self._scan(positions, committed)
+                return {tp: Opening(position, notes[tp]) for tp, position in positions.items()}
+            openings = await self._scan(positions, notes)
             self._seconds.observe(time.perf_counter() - started)
             return openings
 
@@ -100,7 +106,7 @@ class Takeover:
         )  # fmt: skip
 
     async def _scan(
-        self, positions: dict[TopicPartition, int], committed: dict[TopicPartition, OffsetAndMetadata]
+        self, positions: dict[TopicPartition, int], notes: dict[TopicPartition, CommitNote]
     ) -> dict[TopicPartition, Opening]:
         assert self._results_topic is not None
         lanes = {tp: TopicPartition(self._results_topic, tp.partition) for tp in positions}
@@ -109,23 +115,19 @@ class Takeover:
         floors: dict[TopicPartition, int] = {}
         unknown = []
         for tp, lane in lanes.items():
-            # A commit at another position than ours belongs to a log that is gone, and so does its floor.
-            usable = tp in committed and committed[tp].offset == positions[tp]
-            found = _FLOOR.fullmatch(committed[tp].metadata or "") if usable else None
-            if found:
-                floors[lane] = min(max(int(found[1]), firsts[lane]), ends[lane])
-            else:
+            floor = notes[tp].floor
+            if floor is None:
                 unknown.append(tp)
+            else:
+                floors[lane] = min(max(floor, firsts[lane]), ends[lane])
         if unknown:
             for tp, floor in (await self._floors_by_time({tp: positions[tp] for tp in unknown}, lanes, ends)).items():
                 floors[lanes[tp]] = max(floor, firsts[lanes[tp]])
         recovered = await self._read(floors, ends, {lanes[tp]: (tp.topic, positions[tp]) for tp in positions})
         return {
-            tp: Opening(
-                position, scan_floor=floors[lanes[tp]], results_end=ends[lanes[tp]], recovered=recovered[lanes[tp]]
-            )
+            tp: Opening(position, notes[tp], floors[lanes[tp]], ends[lanes[tp]], recovered[lanes[tp]])
             for tp, position in positions.items()
-        }  # fmt: skip
+        }
 
     async def _floors_by_time(
         self,

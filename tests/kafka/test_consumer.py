@@ -73,7 +73,7 @@ async def test_an_unsettled_record_is_never_committed_and_fills_the_window(kafka
         await read(kafka, own.decide_results, 1, count=499)
         assert holds.taken == 500
         offsets = await committed(one.admin, f"{settings.group_id}.decide", own, 1)
-        assert offsets[0] == OffsetAndMetadata(0, "floor=0")
+        assert offsets[0] == OffsetAndMetadata(0, "floor=0 unclean=1")
 
 
 @pytest.mark.asyncio
