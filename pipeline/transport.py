@@ -13,6 +13,7 @@ from typing import NamedTuple, Self
 
 import aiohttp
 from multidict import CIMultiDictProxy
+from yarl import URL
 
 from pipeline.errors import AccessRefused, PayloadRefused, Unavailable, UpstreamError
 
@@ -51,7 +52,7 @@ class Transport:
         await self.close()
 
     async def get(
-        self, url: str, *, headers: Mapping[str, str], timeout: float, max_bytes: int = MAX_ANSWER_BYTES
+        self, url: str | URL, *, headers: Mapping[str, str], timeout: float, max_bytes: int = MAX_ANSWER_BYTES
     ) -> Answer:
         """The answer, if 2xx or 304. Raises Unavailable, AccessRefused, PayloadRefused or UpstreamError."""
         return await self._call("GET", url, None, headers, timeout, max_bytes)
@@ -63,7 +64,13 @@ class Transport:
         return await self._call("POST", url, body, headers, timeout, max_bytes)
 
     async def _call(
-        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], timeout: float, max_bytes: int
+        self,
+        method: str,
+        url: str | URL,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        timeout: float,
+        max_bytes: int,
     ) -> Answer:
         if self._session is None:
             raise RuntimeError("Transport.start() was not called")

@@ -24,6 +24,7 @@ from pipeline.logx.payload import (
 )
 from pipeline.messages.events import TrackEvent
 from pipeline.project import ProjectConfig
+from pipeline.sandbox.logx_payload import read_payload
 
 ENVELOPE = Envelope("10000000001", "20000000001", "42", True, "US")
 WIDE = {"max_events": 10_000, "max_bytes": 3_500_000}
@@ -236,7 +237,7 @@ def test_identities_are_pinned_for_ever() -> None:
     assert event_uuid("é-1-2", -1, 11) == "0a6e161b-acdb-43aa-8b9a-db64728190fa"
 
 
-@given(st.text(st.characters(exclude_categories=("Cs",))), st.integers(-1, 2**63), st.integers(0, 10_000))
+@given(st.text(st.characters(codec="utf-8")), st.integers(-1, 2**63), st.integers(0, 10_000))
 def test_an_identity_is_a_uuid(source: str, timestamp: int, index: int) -> None:
     text = event_uuid(source, timestamp, index)
     assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-8[0-9a-f]{3}-[0-9a-f]{12}", text)
@@ -258,6 +259,19 @@ def test_an_envelope_surrounds_visitors() -> None:
         "region": "US",
         "visitors": [{}, {}],
     }
+
+
+def test_a_stranger_reads_a_body_as_optimizely_documents_it() -> None:
+    found = impressions(result(impression(1), impression(2, variationId=None, cmabUuid="c-1")), **WIDE)
+    assert found is not None
+    late = orjson.dumps(converted({"revenue": 5, "value": 1}, timestamp=1_764_000_000_000))
+    before, after = envelope_bytes(ENVELOPE)
+    payload = read_payload(orjson.loads(before + found[1][0][0] + b"," + late + after))
+    assert [event for _, event in payload.events] == [
+        ("user-1", "flag_1", "rule_1", "treatment", "campaign_activated"),
+        ("user-1", "flag_2", "rule_2", "treatment", "campaign_activated"),
+        ("user-1", "", "", "", "purchase"),
+    ]
 
 
 def test_a_conversion_is_sent_as_the_sdks_send_it() -> None:
