@@ -1,0 +1,125 @@
+"""The answer to a request: the decisions it asked for, and what their impressions need, as one JSON document.
+
+The same bytes for the same project, request, facts, source and time. Most of the document was written when the
+datafile arrived; here it is put together. Called by every way in: the decide role and the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from pipeline.decision.decider import decide
+from pipeline.decision.visitor import Facts, Visitor
+from pipeline.messages.decide import DecideRequest
+from pipeline.project import ProjectConfig
+from pipeline.project.outcomes import HOLDOUT, Outcome, unknown_flag
+
+_SILENT = "DISABLE_DECISION_EVENT"
+_ENABLED_ONLY = "ENABLED_FLAGS_ONLY"
+_NO_VARIABLES = "EXCLUDE_VARIABLES"
+_REASONS = "INCLUDE_REASONS"
+
+
+def answer(project: ProjectConfig, request: DecideRequest, facts: Facts, *, source: str, timestamp: int) -> bytes:
+    """The value of a decide result.
+
+    `source` is the identity of the request's record, `timestamp` its time in milliseconds. One key is decided as the
+    SDK's `decide`, several as `decide_for_keys`, none as `decide_all`. Raises nothing, whatever the attributes hold.
+    """
+    if request.error is not None:
+        return failure(request, request.error, source=source, timestamp=timestamp, revision=project.revision)
+    user_id = orjson.dumps(request.user_id)
+    context = b'{"userId":' + user_id + b',"attributes":' + _echo(request.attributes) + b"}"
+    visitor = Visitor(request.user_id, request.attributes, facts.segments, request.forced)
+    decisions, impressions = _decide_all(project, request, visitor, context)
+    opening = _opening(request, user_id, source, timestamp)
+    parts = [opening, project.written.revision, b',"decisions":[', b",".join(decisions), b"]"]
+    if impressions:
+        attributes = project.attributes.written(request.attributes)
+        parts += (project.written.tracking, attributes, b'],"impressions":[', b",".join(impressions), b"]}")
+    parts.append(b"}")
+    return b"".join(parts)
+
+
+def failure(request: DecideRequest, message: str, *, source: str, timestamp: int, revision: str | None) -> bytes:
+    """The value of a result for a request that could not be decided; `message` is in the Agent's words."""
+    opening = _opening(request, orjson.dumps(request.user_id), source, timestamp)
+    rest = orjson.dumps({"revision": revision, "decisions": [], "error": message})
+    return opening + b"," + rest[1:]
+
+
+def _opening(request: DecideRequest, user_id: bytes, source: str, timestamp: int) -> bytes:
+    where = orjson.dumps(source)
+    request_id = where if request.request_id is None else orjson.dumps(request.request_id)
+    return b'{"requestId":%b,"source":%b,"timestamp":%d,"sdkKey":%b,"userId":%b' % (
+        request_id, where, timestamp, orjson.dumps(request.sdk_key), user_id,
+    )  # fmt: skip
+
+
+def _echo(attributes: Mapping[str, Any]) -> bytes:
+    """The attributes as JSON. A value too deep or too large to be written again is null."""
+    try:
+        return orjson.dumps(attributes)
+    except TypeError:
+        return b"{" + b",".join(_member(key, value) for key, value in attributes.items()) + b"}"
+
+
+def _member(key: str, value: object) -> bytes:
+    try:
+        return orjson.dumps({key: value})[1:-1]
+    except TypeError:
+        return orjson.dumps({key: None})[1:-1]
+
+
+def _decide_all(
+    project: ProjectConfig, request: DecideRequest, visitor: Visitor, context: bytes
+) -> tuple[list[bytes], list[bytes]]:
+    """The decisions asked for, and one entry of `tracking.impressions` for each impression that is due."""
+    options = request.options
+    enabled_only = _ENABLED_ONLY in options and len(request.keys) != 1
+    explained = _REASONS in options
+    decisions: list[bytes] = []
+    impressions: list[bytes] = []
+    for key in request.keys or project.flags:
+        flag = project.flags.get(key)
+        if flag is None:
+            before, after = unknown_flag(key)
+            decisions.append(before + context + after)
+            continue
+        visitor.infos = [] if explained else None
+        visitor.bypassed = None
+        outcome = decide(flag, visitor)
+        if not options and visitor.bypassed is None:
+            # The common case: all but the user context was written when the datafile arrived.
+            decisions.append(outcome.opening + context + outcome.plain)
+            if outcome.tracked:
+                impressions.append(outcome.impression)
+            continue
+        due = [] if _SILENT in options else _due(outcome, visitor.bypassed)
+        # What is filtered from the answer was still decided: leaving its impression out would bias the experiment.
+        impressions += due
+        if outcome.enabled or outcome.failed or not enabled_only:
+            rest = _rest(outcome, visitor.infos, options, dispatched=bool(due))
+            decisions.append(outcome.opening + context + rest)
+    return decisions, impressions
+
+
+def _due(outcome: Outcome, bypassed: Outcome | None) -> list[bytes]:
+    """The impressions owed, in the SDK's order: of a holdout that let the decision through, then its own."""
+    due = [outcome.impression] if outcome.tracked else []
+    if bypassed is not None and outcome.kind != HOLDOUT and not outcome.failed:
+        due.insert(0, bypassed.impression)
+    return due
+
+
+def _rest(outcome: Outcome, infos: list[str] | None, options: frozenset[str], *, dispatched: bool) -> bytes:
+    """What follows the user context of one decision. Reasons are all errors, then all infos."""
+    bare = _NO_VARIABLES in options and not outcome.failed
+    reasons = [] if bare else list(outcome.variables.errors)
+    if infos is not None and not outcome.failed:
+        reasons += infos
+    variables = b"" if bare else outcome.variables.member
+    return b',"reasons":' + orjson.dumps(reasons) + variables + (outcome.sent if dispatched else outcome.unsent)

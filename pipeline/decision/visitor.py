@@ -1,0 +1,50 @@
+"""One request's user, as the steps of a decision see it, and what has been fetched about them beforehand.
+
+`Facts` is the seam to the network: everything a decision needs from elsewhere is fetched first and handed in, so that
+the same facts always give the same decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.messages.decide import ForcedDecision
+from pipeline.project.outcomes import Outcome
+
+BUCKETING_ID = "$opt_bucketing_id"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was fetched about the user. `segments` None: never fetched; empty: known to be in none."""
+
+    segments: frozenset[str] | None = None
+
+
+class Visitor:
+    """The user under decision. `infos` and `bypassed` belong to the flag in hand; all else is the request's.
+
+    `infos` collects reasons, None where nobody asked for them. `bypassed` is the outcome of a holdout the user is in
+    that lets targeted deliveries through: it still owes its impression.
+    """
+
+    __slots__ = ("attributes", "bucketing", "bypassed", "forced", "infos", "segments", "user_id")
+
+    def __init__(
+        self,
+        user_id: str,
+        attributes: Mapping[str, Any],
+        segments: frozenset[str] | None,
+        forced: Sequence[ForcedDecision],
+    ) -> None:
+        bucketing_id = attributes.get(BUCKETING_ID)
+        self.user_id = user_id
+        self.attributes = attributes
+        self.segments = segments
+        self.bucketing = (bucketing_id if isinstance(bucketing_id, str) else user_id).encode()
+        # Of two for one place the later counts.
+        self.forced = {(item.flag_key, item.rule_key): item.variation_key for item in forced} if forced else None
+        self.infos: list[str] | None = None
+        self.bypassed: Outcome | None = None

@@ -1,0 +1,94 @@
+"""The compiled entities of a datafile: flags with their holdouts, experiments and delivery rules.
+
+Everything a decision needs is here in the order it is needed; each kind of rule maps a bucketing id straight to the
+outcome it gives. Immutable, shared by all decisions of a revision. Built by the compiler, read by the decider.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.project.allocation import Pick
+from pipeline.project.conditions import Node
+from pipeline.project.matchers import Test
+from pipeline.project.outcomes import Origin, Outcome, Outcomes, Variation
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What holdouts, experiments and delivery rules have in common. Without `audience` everyone passes."""
+
+    id: str
+    key: str
+    audience: Test | None
+    conditions: Node | None
+    pick: Pick[Outcome]
+    """The outcome for a bucketing id; of an experiment, without its group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holdout(Rule):
+    """A running holdout, as one flag sees it."""
+
+    excludes_targeted_deliveries: bool
+    """Users it holds out still get targeted deliveries; the holdout then only counts them."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryRule(Rule):
+    origin: Origin
+    number: int
+    """Its place among the rules, counted from 1: how reasons name it."""
+    holdouts: tuple[Holdout, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Experiments that exclude each other: `pick` gives the id of the one experiment open to a user."""
+
+    id: str
+    pick: Pick[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Cmab:
+    """An experiment whose variation a prediction chooses. `pick` gives True for users in its traffic."""
+
+    pick: Pick[bool]
+    failure: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment(Rule):
+    origin: Origin
+    running: bool
+    targeted_delivery: bool
+    holdouts: tuple[Holdout, ...]
+    whitelist: Mapping[str, Outcome | str]
+    """User id to the outcome it is given, or to the key of a variation that the datafile does not have."""
+    group: Group | None
+    cmab: Cmab | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """The delivery rules of a flag. Its last one, for everyone else, is None only where there is no rule at all."""
+
+    targeted: tuple[DeliveryRule, ...]
+    everyone_else: DeliveryRule | None
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A feature flag. `rollout` is None where the datafile has no such rollout."""
+
+    id: str
+    key: str
+    holdouts: tuple[Holdout, ...]
+    experiments: tuple[Experiment, ...]
+    rollout: Rollout | None
+    variations: Mapping[str, Variation]
+    """Those a forced decision may name, by key."""
+    nothing: Outcome
+    outcomes: Outcomes

@@ -1,0 +1,172 @@
+"""What a flag can say, written out as JSON when the datafile arrives.
+
+Nothing in a decision depends on the user but `userContext` and the reasons, so the rest is written once for each
+rule and variation. Field order is the Agent's, then the fields of ours. Made by the compiler, and by the decider
+for the few pairs of rule and variation that only a forced decision brings together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import orjson
+
+from pipeline.project.variables import Values, Variable, write_values
+
+EXPERIMENT = "feature-test"
+ROLLOUT = "rollout"
+HOLDOUT = "holdout"
+
+
+class Variation(NamedTuple):
+    """`values` are its own variable values by variable id, with None for each variable where it has none to give."""
+
+    id: str
+    key: str
+    enabled: bool
+    values: dict[str, str]
+
+
+class Origin(NamedTuple):
+    """What a decision comes from: a rule, a holdout, or with empty texts a forced decision or nothing at all."""
+
+    kind: str
+    id: str = ""
+    key: str = ""
+    layer_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One possible decision of one flag.
+
+    A decision is `opening`, the user context, the reasons, `variables.member`, then `sent` or `unsent`. `plain` is
+    all that follows the user context when no decide option is given.
+    """
+
+    kind: str
+    rule_key: str
+    enabled: bool
+    tracked: bool
+    """Whether an impression is due."""
+    failed: bool
+    """Whether this is an error: it has its reasons only, survives ENABLED_FLAGS_ONLY, and nothing is due for it."""
+    variation_key: str
+    opening: bytes
+    variables: Values
+    sent: bytes
+    unsent: bytes
+    plain: bytes
+    impression: bytes
+
+
+class Outcomes:
+    """Makes the outcomes of one flag."""
+
+    __slots__ = ("_defaults", "_flag_key", "_send_all", "_variables")
+
+    def __init__(self, flag_key: str, variables: tuple[Variable, ...], *, send_flag_decisions: bool) -> None:
+        self._flag_key = flag_key
+        self._variables = variables
+        self._defaults = write_values(variables, {})
+        self._send_all = send_flag_decisions
+
+    def of(self, origin: Origin, variation: Variation) -> Outcome:
+        return self._make(origin, variation, self._values(origin, variation))
+
+    def nothing(self) -> Outcome:
+        """No rule gave a variation. Its impression is a rollout's, as in the SDKs."""
+        return self._make(Origin(ROLLOUT), None, self._defaults)
+
+    def failure(self, reason: str) -> Outcome:
+        """The flag could not be decided."""
+        values = Values(b"", (reason,))
+        closing = _closing(Origin(""), None, dispatched=False)
+        opening = _opening(self._flag_key, Origin(""), None)
+        return Outcome(
+            kind="", rule_key="", enabled=False, tracked=False, failed=True, variation_key="",
+            opening=opening, variables=values, sent=closing, unsent=closing,
+            plain=_plain(values, closing), impression=b"",
+        )  # fmt: skip
+
+    def _values(self, origin: Origin, variation: Variation) -> Values:
+        if not variation.enabled:
+            return self._defaults
+        if origin.kind == HOLDOUT:
+            # The SDK knows values of variations of experiments and rules only; a holdout is never enabled in earnest.
+            return write_values(self._variables, {variable.id: None for variable in self._variables})
+        return write_values(self._variables, variation.values)
+
+    def _make(self, origin: Origin, variation: Variation | None, values: Values) -> Outcome:
+        tracked = origin.kind != ROLLOUT or self._send_all
+        sent, unsent = (_closing(origin, variation, dispatched=dispatched) for dispatched in (True, False))
+        return Outcome(
+            kind=origin.kind,
+            rule_key=origin.key,
+            enabled=variation is not None and variation.enabled,
+            tracked=tracked,
+            failed=False,
+            variation_key=variation.key if variation else "",
+            opening=_opening(self._flag_key, origin, variation),
+            variables=values,
+            sent=sent,
+            unsent=unsent,
+            plain=_plain(values, sent if tracked else unsent),
+            impression=_impression(self._flag_key, origin, variation),
+        )
+
+
+def unknown_flag(flag_key: str) -> tuple[bytes, bytes]:
+    """What stands before and after the user context in the decision for a key no flag has."""
+    values = Values(b"", (f'No flag was found for key "{flag_key}".',))
+    closing = _closing(Origin(""), None, dispatched=False)
+    return _opening(flag_key, Origin(""), None), _plain(values, closing)
+
+
+def _opening(flag_key: str, origin: Origin, variation: Variation | None) -> bytes:
+    fields = {
+        "variationKey": variation.key if variation else "",
+        "enabled": variation is not None and variation.enabled,
+        "ruleKey": origin.key,
+        "flagKey": flag_key,
+    }
+    return orjson.dumps(fields)[:-1] + b',"userContext":'
+
+
+def _closing(origin: Origin, variation: Variation | None, *, dispatched: bool) -> bytes:
+    everyone_else = origin.kind == ROLLOUT and origin.key == origin.id and origin.key.startswith("default-")
+    fields = {
+        "isEveryoneElseVariation": everyone_else,
+        "experimentId": origin.id,
+        "variationId": variation.id if variation else "",
+        "ruleType": origin.kind,
+        "decisionEventDispatched": dispatched,
+    }
+    return b"," + orjson.dumps(fields)[1:]
+
+
+def _plain(values: Values, closing: bytes) -> bytes:
+    return b',"reasons":' + orjson.dumps(values.errors) + values.member + closing
+
+
+def _impression(flag_key: str, origin: Origin, variation: Variation | None) -> bytes:
+    """One entry of `tracking.impressions`, with the ids as they are sent.
+
+    The campaign is the layer, or the experiment if it has none; a variation id that is not all ASCII digits is null.
+    """
+    variation_id = variation.id if variation else ""
+    numeric = variation_id.isascii() and variation_id.isdigit()
+    return orjson.dumps(
+        {
+            "flagKey": flag_key,
+            "ruleKey": origin.key,
+            "ruleType": origin.kind,
+            "variationKey": variation.key if variation else "",
+            "enabled": variation is not None and variation.enabled,
+            "campaignId": origin.layer_id or origin.id,
+            "experimentId": origin.id,
+            "variationId": variation_id if numeric else None,
+            "cmabUuid": None,
+        }
+    )
