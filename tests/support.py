@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Protocol
@@ -11,6 +10,7 @@ from uuid import uuid4
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from pipeline.sandbox.processes import StandIns
+from pipeline.sandbox.worker import worker_environment
 
 
 class Broker(Protocol):
@@ -84,19 +84,9 @@ def worker_env(
 
     `overrides` are names without their prefix, e.g. `{"ODP__MAX_LINGER": "0.1"}`.
     """
-    own = {
+    settings = {
         "KAFKA__BOOTSTRAP_SERVERS": broker.bootstrap_servers,
         "KAFKA__GROUP_ID": f"group-{uuid4().hex[:8]}",
-        "TOPICS__REPLICATION_FACTOR": "1",
-        **{f"TOPICS__{name.upper()}": value for name, value in asdict(topics).items()},
+        **(overrides or {}),
     }
-    if stand_ins is not None:
-        own |= {
-            "OPTIMIZELY__DATAFILE_URL_TEMPLATE": stand_ins.cdn_url_template,
-            "ODP__ALLOWED_HOSTS": "127.0.0.1",
-            "ODP__ALLOW_HTTP": "true",
-            "LOGX__URL": stand_ins.logx_url,
-            "LOGX__EU_URL": stand_ins.logx_url,
-        }
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_")}
-    return environment | {f"PIPELINE_{name}": value for name, value in (own | dict(overrides or {})).items()}
+    return worker_environment(settings, topics=asdict(topics), stand_ins=stand_ins)

@@ -6,6 +6,8 @@ Used by the demo and by the tests that need real signals and real crashes.
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import sys
 import urllib.error
@@ -14,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import StartFailed
-from pipeline.sandbox.processes import Guarded, free_port, until
+from pipeline.sandbox.processes import Guarded, StandIns, free_port, until
+from pipeline.sandbox.project_data import SDK_KEYS
 
 _ANSWER_SECONDS = 5
 
@@ -22,8 +25,19 @@ _ANSWER_SECONDS = 5
 class Worker:
     """One worker process; `start()` after `kill()` or `stop()` runs it again, its log goes on in the same file."""
 
-    def __init__(self, environment: Mapping[str, str], *, log: Path, arguments: Sequence[str] = ("run",)) -> None:
-        """`environment` is the whole environment; a free port is taken for its operations unless it names one."""
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        *,
+        log: Path,
+        arguments: Sequence[str] = ("run",),
+        remove: Path | None = None,
+    ) -> None:
+        """`environment` is the whole environment; a free port is taken for its operations unless it names one.
+
+        `remove` is a directory to remove should this process die without stopping the worker.
+        """
+        self._remove = remove
         self.port = int(environment.get("PIPELINE_OPS__PORT") or free_port())
         self.log = log
         self._environment = {**environment, "PIPELINE_OPS__PORT": str(self.port)}
@@ -40,7 +54,7 @@ class Worker:
 
     def start(self) -> None:
         """Run it; returns at once."""
-        self._process = Guarded(self._command, log=self.log, environment=self._environment)
+        self._process = Guarded(self._command, log=self.log, environment=self._environment, remove=self._remove)
 
     def wait_ready(self, timeout: float = 30) -> None:
         """Wait for `/ready`. Raises StartFailed with the end of its log if it ends or is late."""
@@ -96,3 +110,28 @@ class Worker:
                 return error.code, error.read().decode("utf-8", "replace")
         except OSError as error:
             return 0, str(error)
+
+
+def worker_environment(
+    settings: Mapping[str, str], *, topics: Mapping[str, str], stand_ins: StandIns | None = None
+) -> dict[str, str]:
+    """The whole environment of a worker: this process's without its PIPELINE_*, and what is given.
+
+    `settings` are names without their prefix, e.g. `{"ODP__MAX_LINGER": "0.1"}`, and go before the rest; `topics` is
+    the field in the settings -> name of the topic.
+    """
+    own = {
+        "TOPICS__REPLICATION_FACTOR": "1",
+        **{f"TOPICS__{field.upper()}": name for field, name in topics.items()},
+    }
+    if stand_ins is not None:
+        own |= {
+            "OPTIMIZELY__SDK_KEYS": json.dumps(SDK_KEYS),
+            "OPTIMIZELY__DATAFILE_URL_TEMPLATE": stand_ins.cdn_url_template,
+            "ODP__ALLOWED_HOSTS": "127.0.0.1",
+            "ODP__ALLOW_HTTP": "true",
+            "LOGX__URL": stand_ins.logx_url,
+            "LOGX__EU_URL": stand_ins.logx_url,
+        }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_")}
+    return environment | {f"PIPELINE_{name}": value for name, value in (own | dict(settings)).items()}
