@@ -165,6 +165,7 @@ def test_a_request_that_is_too_deep_is_answered_by_an_error() -> None:
     assert parse({"userId": "u", "userAttributes": {"a": nested(MAX_NESTING - 2)}}).error is None
     too_much = parse({"userId": "u", "requestId": "r", "userAttributes": {"a": nested(MAX_NESTING - 1)}})
     assert (too_much.error, too_much.request_id, too_much.attributes) == (PARSING, "r", {})
+    assert parse({"userId": "u", "decideOptions": ["INCLUDE_REASONS"], "x": nested(MAX_NESTING)}).error == PARSING
 
 
 def test_half_a_million_faults_are_one_answer() -> None:

@@ -155,6 +155,13 @@ def test_the_user_id_gets_its_proper_name(given_names: dict[str, Any], sent: dic
     assert list(identifiers.items()) == list(sent.items())
 
 
+def test_valid_data_is_not_blamed_for_another_fault() -> None:
+    faulty = {"type": 5, "action": "a", "identifiers": {"vuid": "v"}, "data": {"k": 1}}
+    assert fault_of(parse_odp_event, orjson.dumps(faulty)) == ("invalid_field", "type: type")
+    both = fault_of(parse_odp_event, orjson.dumps({**faulty, "data": {"k": []}}))
+    assert both[0] == "invalid_field"
+
+
 def test_an_event_that_is_too_deep_is_rejected() -> None:
     assert track({"userId": "u", "eventKey": "e", "eventTags": {"a": nested(MAX_NESTING - 2)}})
     deep = {"userId": "u", "eventKey": "e", "action": "a", "identifiers": {"vuid": "v"}, "x": nested(MAX_NESTING)}
