@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +43,17 @@ def test_a_dead_letter_says_where_it_came_from_and_why() -> None:
 def test_the_contract_describes_exactly_the_added_headers() -> None:
     assert set(DEAD_LETTER.schema["properties"]) == ADDED_HEADERS
     assert set(DEAD_LETTER.schema["required"]) == ADDED_HEADERS - {POINTER_HEADER}
+
+
+def test_the_contract_names_every_reason_there_is() -> None:
+    raised = {
+        reason
+        for path in (Path(__file__).parents[2] / "pipeline").rglob("*.py")
+        for reason in re.findall(r"\bRejected\(\s*\"(\w+)\"", path.read_text("utf-8"))
+    }
+    sentences = DEAD_LETTER.schema["properties"]["pipeline-reason"]["description"].split(": ")[1:]
+    named = {name for sentence in sentences for name in re.findall(r"\b[a-z_]+\b", sentence.partition(".")[0])}
+    assert named == raised
 
 
 def test_the_records_own_headers_come_first_and_stay_as_they_are() -> None:
