@@ -218,6 +218,11 @@ class Dispatcher(Generic[K]):
         if batch.events == self._max_events:
             self._cut(lane, COUNT)
 
+    @property
+    def held(self) -> bool:
+        """The destination does not take what it is sent, for one key at least."""
+        return any(lane.held is not None for lane in self._lanes.values())
+
     async def drain(self) -> None:
         """Send what was added until now without lingering and wait until it is settled, however long that takes.
 

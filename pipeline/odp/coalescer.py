@@ -71,6 +71,8 @@ class Coalescer:
         *, limit: int, backoff: Backoff,
     ) -> None:  # fmt: skip
         self.limit = limit
+        # Why users whose deadline comes now were not answered, while ODP does not answer.
+        self.failure: SegmentsUnavailable | None = None
         self._ask = ask
         self._max_in_flight = settings.max_in_flight
         self._linger = settings.max_linger
@@ -112,7 +114,9 @@ class Coalescer:
         self._turn = self._loop.call_later(delay, self._send)
 
     def _send(self) -> None:
-        self._turn = None
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
         while (group := self._next()) is not None:
             query = self._loop.create_task(self._query(group), name="odp-query")
             self._queries.add(query)
@@ -165,6 +169,7 @@ class Coalescer:
             if error.status < 300:
                 self._refused(group, error)
             else:
+                self._told("refused", str(error))
                 _fail(group, SegmentsUnavailable("refused", f"audience segments fetch failed ({error})"))
         else:
             self._answered(group, outcomes)
@@ -178,8 +183,7 @@ class Coalescer:
         query.result()
 
     def _answered(self, group: Group, outcomes: list[Outcome]) -> None:
-        self._failures, self._paused_until = 0, 0.0
-        self._told(None, "")
+        self._recovered()
         self._passed(group.blame)
         for question, outcome in zip(group.questions, outcomes, strict=True):
             if isinstance(outcome, frozenset) or outcome.reason == "invalid_identifier" or question.asked_again:
@@ -190,6 +194,12 @@ class Coalescer:
                 question.last_failure = outcome
                 self._waiting.appendleft(question)
 
+    def _recovered(self) -> None:
+        if self._loop.time() < self._paused_until:
+            return  # An answer to an earlier query does not shorten the pause the service asked for.
+        self._failures, self.failure = 0, None
+        self._told(None, "")
+
     def _passed(self, blame: Blame | None) -> None:
         if blame is None:
             return
@@ -199,7 +209,7 @@ class Coalescer:
             log.warning("odp takes fewer users in a query", users=self.limit)
 
     def _refused(self, group: Group, error: Exception) -> None:
-        self._failures = 0
+        self._recovered()
         if len(group.questions) == 1:
             _fail(group, SegmentsUnavailable("refused", f"audience segments fetch failed ({error})"))
             return
@@ -209,8 +219,7 @@ class Coalescer:
         self._groups.append(Group(group.questions[middle:], blame))
 
     def _unavailable(self, group: Group, error: Unavailable) -> None:
-        for question in group.questions:
-            question.last_failure = SegmentsUnavailable("unavailable", f"audience segments fetch failed ({error})")
+        self.failure = SegmentsUnavailable("unavailable", f"audience segments fetch failed ({error})")
         wanted = [question for question in group.questions if question.wanted]
         if group.blame is not None and len(wanted) == len(group.questions):
             self._groups.appendleft(group)

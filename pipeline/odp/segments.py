@@ -36,10 +36,11 @@ _MAX_ACCOUNTS = 1024
 class Question:
     """One user of one account, and everyone who waits for its segments."""
 
-    __slots__ = ("_settle", "asked_again", "key", "last_failure", "save", "since", "user_id", "waiters")
+    __slots__ = ("_settle", "asked_again", "coalescer", "key", "last_failure", "save", "since", "user_id", "waiters")
 
-    def __init__(self, key: tuple[int, str], settle: Callable[[Question, Outcome], None]) -> None:
+    def __init__(self, key: tuple[int, str], coalescer: Coalescer, settle: Callable[[Question, Outcome], None]) -> None:
         self.key = key
+        self.coalescer = coalescer
         self.user_id = key[1]
         self.since = 0.0
         self.save = False
@@ -149,7 +150,7 @@ class Segments:
         key = (number, user_id)
         question = self._questions.get(key)
         if question is None:
-            question = self._questions[key] = Question(key, self._settle)
+            question = self._questions[key] = Question(key, coalescer, self._settle)
             coalescer.add(question)
         question.save = question.save or save
         question.waiters.append(future)
@@ -228,6 +229,6 @@ class Segments:
         question.waiters.remove(waiter.future)
         self._waiting -= 1
         late = SegmentsUnavailable("timeout", f"no segments within {self._settings.fetch_deadline:g} s")
-        self._fail(waiter.future, question.last_failure or late)
+        self._fail(waiter.future, question.last_failure or question.coalescer.failure or late)
         if not question.wanted and self._questions.get(question.key) is question:
             del self._questions[question.key]
