@@ -87,6 +87,11 @@ class Worker:
     def resume(self) -> None:
         self._running().signal(signal.SIGCONT)
 
+    @property
+    def healthy(self) -> bool:
+        """Whether `/health` says so."""
+        return self._get("/health")[0] == 200
+
     def metrics(self) -> str:
         """What `/metrics` says now; empty if it does not answer."""
         status, text = self._get("/metrics")

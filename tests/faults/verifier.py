@@ -12,6 +12,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -157,7 +158,8 @@ class Results:
 
 
 def _result(message: Message) -> Result:
-    source = dict(list(message.headers() or [])).get("source")
+    headers: Any = message.headers() or []
+    source = dict(headers)["source"]
     key, value, partition, offset = message.key(), message.value(), message.partition(), message.offset()
     assert isinstance(source, bytes) and isinstance(key, bytes) and isinstance(value, bytes)
     assert partition is not None and offset is not None

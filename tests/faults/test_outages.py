@@ -1,0 +1,109 @@
+"""An outage is backpressure: Kafka away, logx refusing. Nothing lost, nothing twice, and nobody leaves a group."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pipeline.sandbox.kafka import LocalKafka
+from pipeline.sandbox.processes import StandIns, until
+from tests.faults.conftest import FULL, Fleet
+from tests.faults.project import FLAG
+from tests.faults.verifier import Results, Trickle, assert_one_result_each, impressions_due, members, produce, requests
+from tests.support import Broker, TopicMaker, create_topics, unique_topics
+
+PARTITIONS = 4
+OUTAGE_SECONDS = 60.0 if FULL else 12.0
+
+
+@pytest.fixture
+def mortal_kafka() -> Iterator[LocalKafka]:
+    """A broker of one's own: the test stops it."""
+    with LocalKafka() as broker:
+        yield broker
+
+
+@pytest.mark.asyncio
+@pytest.mark.timeout(300)
+async def test_kafka_is_away_under_load(
+    mortal_kafka: LocalKafka, stand_ins: StandIns, fleet: Callable[..., Fleet]
+) -> None:
+    topics = unique_topics()
+    await create_topics(mortal_kafka.bootstrap_servers, topics, PARTITIONS, PARTITIONS)
+    own = fleet(topics, mortal_kafka)
+    results = Results(mortal_kafka, topics.decide_results, PARTITIONS)
+
+    def play() -> float:
+        worker = own.worker()
+        worker.start()
+        worker.wait_ready()
+        trickle = Trickle(mortal_kafka, topics.decide_requests, users=500, rate=1000, keys=[FLAG])
+        results.read(3000, seconds=30)
+        mortal_kafka.kill()
+        results.read_for(OUTAGE_SECONDS)
+        before = len(results.all)
+        mortal_kafka.start()
+        back = time.monotonic()
+        until(lambda: results.poll(0.02) > 0 and len(results.all) > before, timeout=60, what="the first new result")
+        resumed = time.monotonic() - back
+        total = trickle.stop()
+        results.read_all(total, seconds=60)
+        assert_one_result_each(results.all, total)
+        due = impressions_due(results.all)
+        until(lambda: stand_ins.ledger("logx")["distinct"] >= due, timeout=60, what="the impressions")
+        assert stand_ins.ledger("logx")["distinct"] == due == total
+        assert worker.running
+        assert worker.stop() == 0
+        return resumed
+
+    resumed = await asyncio.to_thread(play)
+    results.close()
+    print(f"resumed {resumed:.1f} s after Kafka was back")
+    assert resumed < 5
+
+
+@pytest.mark.asyncio
+@pytest.mark.timeout(200)
+async def test_logx_refuses_for_longer_than_a_poll_may_take(
+    kafka: Broker, topics: TopicMaker, stand_ins: StandIns, fleet: Callable[..., Fleet]
+) -> None:
+    # A window so small that the outage fills every partition, and a poll interval far below the outage.
+    own = fleet(
+        await topics(PARTITIONS), KAFKA__MAX_POLL_INTERVAL="3", KAFKA__LOGX_WINDOW_RECORDS="500", LOGX__LINGER="0.2"
+    )
+    count, group = 20_000, f"{own.group}.logx"
+    results = Results(kafka, own.topics.decide_results, PARTITIONS)
+
+    def play() -> None:
+        worker = own.worker()
+        worker.start()
+        worker.wait_ready()
+        joined = members(kafka, group)
+        stand_ins.control("logx", status=503)
+        produce(kafka, own.topics.decide_requests, requests(count, users=500, keys=[FLAG]))
+        results.read(count, seconds=60)
+        until(
+            lambda: _value(worker.metrics(), "partitions_full", "logx") == PARTITIONS, timeout=20, what="full windows"
+        )
+        end = time.monotonic() + 10
+        until(lambda: members(kafka, group) != joined or time.monotonic() > end, timeout=20, what="ten quiet seconds")
+        assert members(kafka, group) == joined
+        assert _value(worker.metrics(), "rebalances_total", "logx") == 1
+        assert worker.healthy
+        stand_ins.control("logx", status=None)
+        until(lambda: stand_ins.ledger("logx")["distinct"] >= count, timeout=60, what="the impressions")
+        assert stand_ins.ledger("logx")["distinct"] == count
+        assert worker.stop() == 0
+
+    await asyncio.to_thread(play)
+    results.close()
+
+
+def _value(metrics: str, name: str, role: str) -> float:
+    for line in metrics.splitlines():
+        if line.startswith(f'decision_pipeline_{name}{{role="{role}"'):
+            return float(line.rpartition(" ")[2])
+    return 0.0
