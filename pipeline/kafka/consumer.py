@@ -193,8 +193,11 @@ class GroupConsumer(ConsumerRebalanceListener):
         if partition is None:
             return
         first = await self._takeover.first_offset(tp)
-        self._takeover.lost(tp, offset, first, -1)
-        self._consumer.seek(tp, max(first, offset))
+        if offset >= first:
+            # The log ends before our position: it was truncated or made anew. Only a new opening can tell which.
+            self._fail(f"{tp.topic}-{tp.partition} no longer reaches offset {offset}", LookupError(tp.topic))
+        self._takeover.lost(tp, offset, first)
+        self._consumer.seek(tp, first)
 
     def _settled(self, topic: str, chunk: InFlight) -> None:
         self._watch.settled(chunk, topic)

@@ -25,7 +25,7 @@ from pipeline.kafka.sink import Lane
 from pipeline.messages.delivery import Chunk, Delivery, Result
 
 Record = ConsumerRecord[bytes, bytes]
-_LOG_APPEND_TIME = 1
+LOG_APPEND_TIME = 1
 _NO_NOTE = CommitNote()
 # After so many unclean ends in a row, the record at fault is looked for.
 _TRUSTED_ENDS = 3
@@ -207,7 +207,7 @@ class Partition:
         appended = self._recovered.pop(record.offset, None)
         if appended is None:
             return False
-        return record.timestamp_type != _LOG_APPEND_TIME or appended >= record.timestamp
+        return record.timestamp_type != LOG_APPEND_TIME or appended >= record.timestamp
 
     # 3. Sent
 
@@ -220,8 +220,6 @@ class Partition:
     # 4. Done
 
     def finished(self, chunk: InFlight) -> None:
-        if chunk.abandoned:
-            return
         self.octets -= chunk.octets
         if self._progress.finish(chunk.span):
             self.moved_at = time.monotonic()

@@ -18,13 +18,15 @@ from aiokafka.structs import OffsetAndMetadata
 from prometheus_client import Counter, Histogram
 
 from pipeline.kafka.commit_note import CommitNote
-from pipeline.kafka.partition import Opening, Record
+from pipeline.kafka.partition import LOG_APPEND_TIME, Opening, Record
 from pipeline.messages.delivery import RESULT_SOURCE_HEADER
 from pipeline.metrics import Metrics
 
 log = structlog.get_logger("pipeline.takeover")
 
 _CLOCK_SKEW_MS = 60_000
+# A result whose time is not the broker's is taken to be later than any request.
+_ANY_TIME = 1 << 62
 # Without a record for so long a scan is given up and made again.
 _SCAN_SILENCE_SECONDS = 10.0
 _POLL_MS = 500
@@ -91,18 +93,18 @@ class Takeover:
             if offset < 0:
                 offset = firsts[tp]
             elif not firsts[tp] <= offset <= ends[tp]:
-                self.lost(tp, offset, firsts[tp], ends[tp])
+                self.lost(tp, offset, firsts[tp])
                 offset = firsts[tp]
             positions[tp] = offset
         return positions
 
-    def lost(self, tp: TopicPartition, offset: int, first: int, end: int) -> None:
+    def lost(self, tp: TopicPartition, offset: int, first: int) -> None:
         """A position is not in the log any more: records were deleted unread, or the topic was made anew."""
         counter: Counter = self._metrics.offsets_lost.labels(self._role, tp.topic)
         counter.inc()
         log.error(
             "the committed offset is not in the log: records may be lost; reading from the log's start",
-            role=self._role, topic=tp.topic, partition=tp.partition, committed=offset, log_start=first, log_end=end,
+            role=self._role, topic=tp.topic, partition=tp.partition, committed=offset, log_start=first,
         )  # fmt: skip
 
     async def _scan(
@@ -159,7 +161,8 @@ class Takeover:
         self._begin(waiting)
         while waiting:
             for tp, records in (await self._fetched(list(waiting))).items():
-                times[tp] = records[0].timestamp
+                # A producer's clock says nothing of when the result came: without append time all results are read.
+                times[tp] = records[0].timestamp if records[0].timestamp_type == LOG_APPEND_TIME else 0
                 del waiting[tp]
             await self._drop_ended(waiting, ends)
         return times
@@ -185,7 +188,8 @@ class Takeover:
                         if name == RESULT_SOURCE_HEADER and value.startswith(prefix):
                             offset = int(value[len(prefix) :])
                             if offset >= position:
-                                recovered[lane].setdefault(offset, record.timestamp)
+                                by_broker = record.timestamp_type == LOG_APPEND_TIME
+                                recovered[lane].setdefault(offset, record.timestamp if by_broker else _ANY_TIME)
                             break
             await self._drop_ended(waiting, ends)
         return recovered
