@@ -77,7 +77,8 @@ def _run(requests: int, bootstrap_servers: str | None, json_file: Path | None, s
         faults = account.open()
         if status != 0:
             faults.append(f"the worker ended with status {status}")
-        shown.account(account.lines(), faults, throughput=f"{requests:,} requests answered in {seconds:.1f} s")
+        speed = f"{requests:,} requests sent and answered in {seconds:.1f} s, everything on this machine"
+        shown.account([*account.lines(), ("throughput", speed)], faults)
         if faults:
             shown.step(f"the end of the worker's log:\n{parts.worker.log_tail()}")
         if json_file is not None:

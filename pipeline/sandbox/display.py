@@ -23,7 +23,7 @@ class Display(Protocol):
     def download(self, had: int, total: int) -> None: ...
     def step(self, text: str) -> None: ...
     def progress(self, account: Account, requests: int) -> None: ...
-    def account(self, lines: list[tuple[str, str]], faults: list[str], *, throughput: str) -> None: ...
+    def account(self, lines: list[tuple[str, str]], faults: list[str]) -> None: ...
 
 
 @contextmanager
@@ -61,8 +61,10 @@ class Lines:
         if self._due():
             self._console.print(f"sent {len(account.sent):,} records, answered {account.answered:,} of {requests:,}")
 
-    def account(self, lines: list[tuple[str, str]], faults: list[str], *, throughput: str) -> None:
-        _show_account(self._console, lines, faults, throughput)
+    def account(self, lines: list[tuple[str, str]], faults: list[str]) -> None:
+        for what, how in lines:
+            self._console.print(f"{what:<16} {how}", markup=False)
+        _show_verdict(self._console, faults)
 
     def _due(self) -> bool:
         if time.monotonic() - self._said < _LINE_SECONDS:
@@ -110,9 +112,13 @@ class Bars:
         bar, task = self._answered
         bar.update(task, completed=account.answered)
 
-    def account(self, lines: list[tuple[str, str]], faults: list[str], *, throughput: str) -> None:
+    def account(self, lines: list[tuple[str, str]], faults: list[str]) -> None:
         self._end_bars()
-        _show_account(self._console, lines, faults, throughput)
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for line in lines:
+            table.add_row(*line)
+        self._console.print(table)
+        _show_verdict(self._console, faults)
 
     def _end_bars(self) -> None:
         for shown in (self._download, self._answered):
@@ -121,11 +127,7 @@ class Bars:
         self._download = self._answered = None
 
 
-def _show_account(console: Console, lines: list[tuple[str, str]], faults: list[str], throughput: str) -> None:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for what, how in [*lines, ("throughput", f"{throughput}, everything on this machine")]:
-        table.add_row(what, how)
-    console.print(table)
+def _show_verdict(console: Console, faults: list[str]) -> None:
     if faults:
         console.print("The account does not close:", style="bold red")
         for fault in faults:

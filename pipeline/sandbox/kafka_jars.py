@@ -152,7 +152,7 @@ def _failed(error: OSError, cache: Path) -> StartFailed:
     total = sum(jar.size for jar in pinned_jars()) / 1e6
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StartFailed(f"no room for Apache Kafka ({total:.0f} MB) in {cache}; free some, or set XDG_CACHE_HOME")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return StartFailed(f"{cache} cannot be written to; set XDG_CACHE_HOME to a directory that can")
     return StartFailed(
         f"Apache Kafka could not be downloaded ({total:.0f} MB, once): {type(error).__name__}: {error}. "

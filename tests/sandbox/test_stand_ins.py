@@ -178,6 +178,7 @@ def test_logx_refuses_a_field_that_is_not_documented(stand_ins: StandIns, place:
         (1_790_000_000, (*_EVENT, "timestamp")),
         (1_790_000_000_000.5, (*_EVENT, "timestamp")),
         ("no uuid", (*_EVENT, "uuid")),
+        ("0-0-0-0-0", (*_EVENT, "uuid")),
         ("12.50", ("visitors", 1, "snapshots", 0, "events", 0, "revenue")),
     ],
 )
