@@ -124,7 +124,7 @@ class Metrics:
 
         # Events
         self.dispatches = counter(
-            "dispatches_total", "Event requests by outcome: ok, retried, denied, split, refused.", "destination", "outcome"
+            "dispatches_total", "Event requests: ok, retried, denied, split, refused.", "destination", "outcome"
         )
         self.dispatched_events = counter(
             "dispatched_events_total", "Events accepted by their destination.", "destination"

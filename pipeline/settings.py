@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from pipeline.errors import ConfigurationError
+from pipeline.messages.decide import DECIDE_OPTIONS
 
 PREFIX = "PIPELINE_"
 CONFIG_FILE = "PIPELINE_CONFIG_FILE"
@@ -191,6 +192,13 @@ class DecideSettings(Section):
     max_age: float = Field(0, ge=0, description="A request older than this is answered `request expired`; 0: never.")
     copy_headers: Names = Field((), description="Headers of a request that its result carries as well.")
     options: Names = Field((), description="decideOptions added to every request.")
+
+    @model_validator(mode="after")
+    def _coherent(self) -> DecideSettings:
+        unknown = sorted(set(self.options) - DECIDE_OPTIONS)
+        if unknown:
+            raise ValueError(f"options: {', '.join(unknown)} is none of {', '.join(sorted(DECIDE_OPTIONS))}")
+        return self
 
 
 class OdpSettings(Section):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FETCH_FAILED = "failed to fetch qualified segments"
 EXPIRED = "request expired"
 _EXPIRES_AT = "expires-at"
+_LONGEST_TIME = 15
 _NOT_FETCHED = Facts()
 _NO_SEGMENTS = Facts(segments=frozenset())
 
@@ -185,7 +186,7 @@ class DecideHandler:
         age_ms = request.ttl_ms if request.ttl_ms is not None else self._shared.max_age_ms
         expires = record.timestamp + age_ms if age_ms else 0
         for name, value in record.headers:
-            if name == _EXPIRES_AT and value and value.isdigit():
+            if name == _EXPIRES_AT and value and value.isdigit() and len(value) <= _LONGEST_TIME:
                 expires = int(value)
         return bool(expires) and self._shared.now() * 1000 > expires
 

@@ -11,7 +11,7 @@ from prometheus_client import Counter
 
 from pipeline.errors import Rejected
 from pipeline.kafka.sink import Receipt, Sink
-from pipeline.messages.dead_letters import dead_letter_headers
+from pipeline.messages.dead_letters import POINTER_HEADER, dead_letter_headers
 from pipeline.messages.delivery import Delivery, Result
 from pipeline.metrics import Metrics
 
@@ -34,7 +34,7 @@ class DeadLetters:
         value = record.value
         if value is not None and len(value) > self._max_bytes:
             value = b""
-            headers.append(("pipeline-pointer", b"too_large_to_copy"))
+            headers.append((POINTER_HEADER, b"too_large_to_copy"))
         lane = self._sink.lane(record.partition % self._sink.partitions)
         # A tombstone keeps its null key or value as an empty one: a record needs one of them.
         lane.extend([Result(record.key or b"", value or b"", headers)], receipt)

@@ -27,6 +27,7 @@ log = structlog.get_logger("pipeline.takeover")
 _CLOCK_SKEW_MS = 60_000
 # A result whose time is not the broker's is taken to be later than any request.
 _ANY_TIME = 1 << 62
+_LONGEST_OFFSET = 19
 # Without a record for so long a scan is given up and made again.
 _SCAN_SILENCE_SECONDS = 10.0
 _POLL_MS = 500
@@ -185,8 +186,8 @@ class Takeover:
                 prefix = f"{topic}-{lane.partition}-".encode()
                 for record in records:
                     for name, value in record.headers:
-                        if name == RESULT_SOURCE_HEADER and value.startswith(prefix):
-                            offset = int(value[len(prefix) :])
+                        if name == RESULT_SOURCE_HEADER and value and value.startswith(prefix):
+                            offset = _offset(value[len(prefix) :])
                             if offset >= position:
                                 by_broker = record.timestamp_type == LOG_APPEND_TIME
                                 recovered[lane].setdefault(offset, record.timestamp if by_broker else _ANY_TIME)
@@ -215,3 +216,8 @@ class Takeover:
         for tp in list(waiting):
             if await self._scanner.position(tp) >= ends[tp]:
                 del waiting[tp]
+
+
+def _offset(text: bytes) -> int:
+    """The offset at the end of a source; -1 where a stranger wrote something else."""
+    return int(text) if text.isdigit() and len(text) <= _LONGEST_OFFSET else -1
