@@ -247,7 +247,8 @@ class Partition:
         position = self._progress.position
         unclean = 0 if self.closing else self._unclean if position < self._suspicious_end else 1
         floor = None if self._lane is None else self._progress.floor(self._lane.end)
-        return position, CommitNote(floor, unclean, self._in_hand).encode()
+        alone = self._in_hand if self._in_hand is not None and self._in_hand >= position else None
+        return position, CommitNote(floor, unclean, alone).encode()
 
     def oldest(self) -> int | None:
         """Timestamp (ms) of the oldest record not settled, if there is one."""
