@@ -1,0 +1,63 @@
+"""Bucketing: known buckets, and the compiled table against the rule it stands for."""
+
+from __future__ import annotations
+
+import mmh3
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.project.allocation import bucket, compile_allocation
+
+
+@pytest.mark.parametrize(
+    ("bucketing_id", "parent_id", "expected"),
+    [
+        ("ppid1", "1886780721", 5254),
+        ("ppid2", "1886780721", 4299),
+        ("ppid2", "1886780722", 2434),
+        ("ppid3", "1886780721", 5439),
+        ("15580846default-rollout-386456-", "20914452332", 9999),  # hash 4294967228: float32 would give 10000
+        ("é", "1", 3677),
+        ("matjaz", "16910084756", 2477),
+        ("matjaz", "16911963060", 3431),
+        ("matjaz-user-1", "9300000235908", 5608),
+        ("matjaz-user-2", "9300000235908", 298),
+        ("matjaz-user-4", "9300000235908", 5344),
+        ("test_user", "9300000235908", 9791),
+        ("user1", "16910084756", 4663),
+        ("test_user_holdout", "1673112", 4329),
+        ("test_user_holdout", "1673113", 5003),
+        ("test_user_holdout", "1673114", 7114),
+        ("test_user_holdout", "1673115", 1552),
+    ],
+)
+def test_known_buckets(bucketing_id: str, parent_id: str, expected: int) -> None:
+    assert bucket((bucketing_id + parent_id).encode()) == expected
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_whole_numbers_give_the_bucket_of_float64(value: int) -> None:
+    assert value * 10_000 // 2**32 == int(value / 2**32 * 10_000)
+
+
+_ENDS = st.one_of(st.integers(-1, 10_001), st.integers(0, 30), st.sampled_from((0, 5000, 9999, 10_000)))
+
+
+@given(st.text(max_size=12), st.text(max_size=6), st.lists(st.tuples(_ENDS, st.one_of(st.none(), st.integers(0, 9)))))
+def test_first_range_above_the_bucket_wins(
+    bucketing_id: str, parent_id: str, ranges: list[tuple[int, int | None]]
+) -> None:
+    value = bucket((bucketing_id + parent_id).encode())
+    expected = next((gives for end, gives in ranges if value < end), None)
+    assert compile_allocation(parent_id, ranges)(bucketing_id.encode()) == expected
+
+
+@given(st.integers(0, 10_000))
+def test_edges_of_a_range(end: int) -> None:
+    """The user whose hash is the last below a range's end is in, the next one is out."""
+    pick = compile_allocation("", [(end, "in")])
+    for number in range(40):
+        key = f"{end}-{number}".encode()
+        inside = mmh3.hash(key, 1, signed=False) / 2**32 * 10_000 < end
+        assert (pick(key) == "in") is inside
