@@ -90,6 +90,10 @@ class LocalKafka:
         self._java_flags = (*java_flags, *_JAVA_ALWAYS)
         self._process: Guarded | None = None
 
+    def add_properties(self, properties: Mapping[str, str]) -> None:
+        """More properties for the next start, e.g. listeners beside this node's own ports."""
+        self._properties |= properties
+
     @property
     def bootstrap_servers(self) -> str:
         return f"127.0.0.1:{self.port}"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaConnectionError
 
 from pipeline.errors import StartFailed
 from pipeline.sandbox import kafka as kafka_module
@@ -71,6 +72,38 @@ async def test_a_killed_broker_starts_again_with_its_data(tmp_path: Path) -> Non
         assert broker.bootstrap_servers == address
         await _write(address, "kept", b"after")
         assert [value for value, _ in await _read(address, "kept", 2)] == [b"before", b"after"]
+
+
+@pytest.mark.asyncio
+async def test_a_listener_may_ask_for_a_password() -> None:
+    secure = free_port()
+    broker = LocalKafka(scram_users={"alice": "secret"})
+    listeners = f"PLAINTEXT://127.0.0.1:{broker.port},CONTROLLER://127.0.0.1:{broker.controller_port}"
+    broker.add_properties(
+        {
+            "listeners": f"{listeners},SECURE://127.0.0.1:{secure}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_PLAINTEXT",
+            "listener.name.secure.sasl.enabled.mechanisms": "SCRAM-SHA-512",
+            "listener.name.secure.scram-sha-512.sasl.jaas.config": (
+                "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+            ),
+        }
+    )
+    await asyncio.to_thread(broker.start)
+    try:
+        for password, works in (("secret", True), ("wrong", False)):
+            admin = AIOKafkaAdminClient(
+                bootstrap_servers=f"127.0.0.1:{secure}", security_protocol="SASL_PLAINTEXT",
+                sasl_mechanism="SCRAM-SHA-512", sasl_plain_username="alice", sasl_plain_password=password,
+            )  # fmt: skip
+            if works:
+                await admin.start()
+            else:
+                with pytest.raises(KafkaConnectionError):
+                    await admin.start()
+            await admin.close()
+    finally:
+        await asyncio.to_thread(broker.stop)
 
 
 def test_a_broker_dies_with_its_starter_and_leaves_no_data(tmp_path: Path) -> None:
