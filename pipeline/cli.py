@@ -81,11 +81,14 @@ def demo(
     bootstrap_servers: Annotated[
         str | None, typer.Option(help="Use this Kafka instead of starting one.", show_default=False)
     ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the account to this file as well.", show_default=False)
+    ] = None,
 ) -> None:
     """Run the whole product on this machine, on Apache Kafka, and account for every record."""
     from pipeline.sandbox.demo import run_demo
 
-    raise typer.Exit(run_demo(requests=requests, bootstrap_servers=bootstrap_servers))
+    raise typer.Exit(run_demo(requests=requests, bootstrap_servers=bootstrap_servers, json_file=json_file))
 
 
 @app.command()
