@@ -78,7 +78,7 @@ class Metrics:
         # Decide
         self.decide_requests = counter(
             "decide_requests_total",
-            "Decide requests by outcome: decided, error, expired, rejected, already_published.",
+            "Decide requests by outcome: decided, error, expired, rejected.",
             "outcome",
         )
         self.decide_seconds = histogram(

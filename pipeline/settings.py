@@ -212,7 +212,7 @@ class OdpSettings(Section):
     fetch_deadline: Seconds = Field(5, description="How long a user's segments are waited for, tries included.")
     request_timeout: Seconds = Field(3, description="Deadline of one GraphQL request.")
     max_users_per_query: int = Field(50, ge=1, le=1000, description="Most users in one GraphQL query.")
-    max_in_flight: Count = Field(16, description="Most GraphQL requests under way at once (account).")
+    max_in_flight: Count = Field(16, description="Most GraphQL requests under way at once (account, in each process).")
     max_linger: float = Field(0.025, ge=0, description="How long a user may wait for others to share its query.")
     max_waiting_users: Count = Field(
         50_000, description="Most users waiting for their segments; further ones are answered with an error (process)."
