@@ -18,14 +18,18 @@ def experiments(flag: Flag, visitor: Visitor) -> Outcome | None:
     for experiment in flag.experiments:
         if visitor.bypassed is not None and not experiment.targeted_delivery:
             continue
-        outcome = (
-            forced_rule(flag, experiment, visitor)
-            or holdouts_of_experiment(experiment, visitor)
-            or _variation(experiment, visitor)
-        )
+        outcome = _first(flag, experiment, visitor)
         if outcome is not None:
             return outcome
     return None
+
+
+def _first(flag: Flag, experiment: Experiment, visitor: Visitor) -> Outcome | None:
+    if visitor.forced is not None and (outcome := forced_rule(flag, experiment, visitor)) is not None:
+        return outcome
+    if experiment.holdouts and (outcome := holdouts_of_experiment(experiment, visitor)) is not None:
+        return outcome
+    return _variation(experiment, visitor)
 
 
 def _variation(experiment: Experiment, visitor: Visitor) -> Outcome | None:

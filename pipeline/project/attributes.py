@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import orjson
 
-from pipeline.project.matchers import is_exact_number
+from pipeline.project.matchers import LARGEST_EXACT, SMALLEST_EXACT, is_exact_number
 
 _RESERVED_PREFIX = "$opt_"
 _BOT_FILTERING = "$opt_bot_filtering"
@@ -52,7 +52,8 @@ class EventAttributes:
                 if not key.startswith(_RESERVED_PREFIX) or key in self._ids:
                     continue
                 opening = _opening(key, key)
-            if type(value) is str or _sendable(value):
+            kind = type(value)
+            if kind is str or (kind is int and SMALLEST_EXACT <= value <= LARGEST_EXACT) or _sendable(value):  # type: ignore[operator]
                 parts.append(opening + orjson.dumps(value) + b"}")
         if self._bot_filtering_text:
             parts.append(self._bot_filtering_text)

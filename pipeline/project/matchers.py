@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +22,9 @@ Test = Callable[[Attributes, Segments], bool | None]
 
 LARGEST_EXACT = 2**53
 """Numbers beyond this are not compared and not sent in events: a float64 holds them only roughly."""
+SMALLEST_EXACT = -LARGEST_EXACT
+
+_VERSIONS_REMEMBERED = 128
 
 
 def unknown(_attributes: Attributes, _segments: Segments) -> bool | None:
@@ -31,7 +35,7 @@ def unknown(_attributes: Attributes, _segments: Segments) -> bool | None:
 def is_exact_number(value: object) -> bool:
     """Whether `value` is a number within 2^53; true and false are not numbers, NaN and infinity neither."""
     kind = type(value)
-    return (kind is int or kind is float) and -LARGEST_EXACT <= value <= LARGEST_EXACT  # type: ignore[operator]
+    return (kind is int or kind is float) and SMALLEST_EXACT <= value <= LARGEST_EXACT  # type: ignore[operator]
 
 
 def _exact(name: Name, wanted: Any) -> Test:
@@ -83,7 +87,7 @@ def _number(compare: Callable[[Any, Any], Any]) -> Callable[[Name, Any], Test]:
         def test(attributes: Attributes, _segments: Segments) -> bool | None:
             value: Any = attributes.get(name)
             kind = type(value)  # is_exact_number, without the call
-            if (kind is int or kind is float) and -LARGEST_EXACT <= value <= LARGEST_EXACT:
+            if (kind is int or kind is float) and SMALLEST_EXACT <= value <= LARGEST_EXACT:
                 return compare(value, wanted)  # type: ignore[no-any-return]
             return None
 
@@ -97,10 +101,15 @@ def _version(*accepted: int) -> Callable[[Name, Any], Test]:
         if type(wanted) is not str or semver.parse(wanted) is None:
             return unknown
 
+        # Users have few versions among them, and comparing one costs more than a whole audience.
+        @lru_cache(maxsize=_VERSIONS_REMEMBERED)
+        def verdict(version: str) -> bool | None:
+            order = semver.order(version, wanted)
+            return None if order is None else order in accepted
+
         def test(attributes: Attributes, _segments: Segments) -> bool | None:
             value = attributes.get(name)
-            order = semver.order(value, wanted) if type(value) is str else None
-            return None if order is None else order in accepted
+            return verdict(value) if type(value) is str else None
 
         return test
 

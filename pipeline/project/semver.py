@@ -6,7 +6,6 @@ is one further part. Invalid versions compare to nothing. Called by the `semver_
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -18,7 +17,6 @@ class Version(NamedTuple):
     build: bool
 
 
-@lru_cache(maxsize=8192)  # users have few versions among them, and a comparison costs more than an audience
 def order(user: str, target: str) -> int | None:
     """-1, 0 or 1: the user's version is below, at or above the target; None if one of them is no version."""
     user_version, target_version = parse(user), parse(target)

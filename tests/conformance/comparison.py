@@ -12,7 +12,7 @@ from tests.conformance.generator import Case, Generator, Json, user_ids
 from tests.conformance.oracle import Oracle
 
 _COMPARED = ("variationKey", "enabled", "ruleKey", "flagKey", "experimentId", "variationId", "decisionEventDispatched")
-CASES_PER_PROJECT = 20
+CASES_PER_PROJECT = 30
 
 
 def differences(project: ProjectConfig, oracle: Oracle, case: Case) -> list[str]:

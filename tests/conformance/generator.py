@@ -7,6 +7,7 @@ the user's is a number (it raises).
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,7 +101,7 @@ class Generator:
             return {"audienceIds": []}
         if kind < 0.55:
             return {"audienceIds": self.rng.sample(ids, k=self.rng.randint(1, 2))}
-        conditions = self.rng.choice(([], None, self.rng.choice(ids), self._audience_conditions(ids)))
+        conditions: Any = self.rng.choice(([], None, self.rng.choice(ids), self._audience_conditions(ids)))
         return {"audienceIds": [], "audienceConditions": conditions}
 
     # Rules
@@ -194,13 +195,11 @@ class Generator:
         return found
 
     def _audiences(self) -> tuple[list[Json], list[Json]]:
-        import json  # the SDK's own form: conditions of plain audiences are JSON in a text
-
         typed, plain = [], []
         for _ in range(self.rng.randint(3, 6)):
             audience_id = self._id()
-            stand_in = json.dumps(self._conditions())
-            plain.append({"id": audience_id, "name": "n", "conditions": stand_in})
+            # Conditions of plain audiences are JSON in a text.
+            plain.append({"id": audience_id, "name": "n", "conditions": json.dumps(self._conditions())})
             if self._chance(0.7):
                 typed.append({"id": audience_id, "name": "n", "conditions": self._conditions()})
         return plain, typed
@@ -209,7 +208,10 @@ class Generator:
         rng = self.rng
         plain, typed = self._audiences()
         ids = [audience["id"] for audience in plain]
-        flags, experiments, rollouts, groups = [], [], [], []
+        flags: list[Json] = []
+        experiments: list[Json] = []
+        rollouts: list[Json] = []
+        groups: list[Json] = []
         for number in range(rng.randint(2, 5)):
             variables = self._variables()
             own = [self._experiment(ids, variables, users) for _ in range(rng.randint(0, 3))]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, cast
 
 from optimizely.event.event_factory import EventFactory
 from optimizely.helpers.enums import NotificationTypes
@@ -39,15 +39,17 @@ class Oracle:
     def __init__(self, project: Json) -> None:
         self._recorder = _Recorder()
         self._logger = NoOpLogger()
-        self._client = Optimizely(
+        # Typed as Any: what is handed in here is not of the SDK's own classes.
+        self._client: Any = Optimizely(
             datafile=json.dumps(project),
             logger=self._logger,
-            event_processor=self._recorder,
+            skip_json_validation=True,
+            event_processor=cast(Any, self._recorder),
             settings=OptimizelySdkSettings(odp_disabled=True),
         )
         if not self._client.config_manager.get_config():
             raise ValueError("the SDK refused the datafile")
-        self._client.decision_service.cmab_service = _Unreachable()
+        self._client.decision_service.cmab_service = cast(Any, _Unreachable())
         self._notified: dict[str, Json] = {}
         self._client.notification_center.add_notification_listener(NotificationTypes.DECISION, self._notify)
 
@@ -76,7 +78,7 @@ class Oracle:
             decided = context.decide_all(options)
         decisions = {key: self._decision(key, decision) for key, decision in decided.items()}
         visitors = [
-            EventFactory.create_log_event([event], self._logger).params["visitors"][0]
+            cast(Any, EventFactory.create_log_event([event], self._logger)).params["visitors"][0]
             for event in self._recorder.events
         ]
         attributes = visitors[0]["attributes"] if visitors else None

@@ -114,7 +114,7 @@ def test_forced_flag_before_everything() -> None:
 def test_forced_rule_before_its_audience_and_local_holdouts_after_global_ones() -> None:
     experiment = rule("1", "e", ON, ALT, audienceIds=[NOBODY], status="Paused")
     forced = (("f", "e", "alt"),)
-    local = {"localHoldouts": [HOLDOUT | {"includedRules": ["1"]}]}
+    local: Any = {"localHoldouts": [HOLDOUT | {"includedRules": ["1"]}]}
     assert outcome(decided(with_rules(experiment, **local), "f", forced=forced)) == ("feature-test", "e", "alt")
     held = decided(with_rules(experiment, holdouts=(HOLDOUT,)), "f", forced=forced)
     assert outcome(held) == ("holdout", "holdout", "held")

@@ -45,8 +45,7 @@ def test_last_rule_failed() -> None:
 
 
 def test_local_holdout_of_an_experiment() -> None:
-    local = {"localHoldouts": [HOLDOUT | {"includedRules": ["1"]}]}
-    assert reasons(rule("1", "e", ON), **local) == [
+    assert reasons(rule("1", "e", ON), localHoldouts=[HOLDOUT | {"includedRules": ["1"]}]) == [
         "Audiences for holdout h collectively evaluated to true.",
         "User user meets conditions for local holdout h.",
         "User user is in variation held of local holdout h for rule 1.",

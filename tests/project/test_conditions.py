@@ -198,7 +198,8 @@ _TREES: st.SearchStrategy[Any] = st.recursive(
 def reference(item: Any) -> bool | None:
     """The three-valued rules, written down once more and as plainly as they can be."""
     if not isinstance(item, list):
-        return {"t": True, "f": False, "u": None}[item["name"]] if isinstance(item, dict) else None
+        verdicts: dict[str, bool | None] = {"t": True, "f": False, "u": None}
+        return verdicts[str(item["name"])] if isinstance(item, dict) else None
     results = [reference(operand) for operand in item[1:]]
     if item[0] == "not":
         return None if not results or results[0] is None else not results[0]

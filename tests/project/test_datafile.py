@@ -153,7 +153,26 @@ def test_arbitrary_bytes(raw: bytes) -> None:
         compile_datafile(raw)
 
 
-_JUNK = (None, True, 0, -1, 2**70, 1.5, "", "x", [], [[]], {}, [None], ["x"], [{}], {"id": "1"}, {"x": []}, "{", "[]")
+_JUNK: tuple[Any, ...] = (
+    None,
+    True,
+    0,
+    -1,
+    2**70,
+    1.5,
+    "",
+    "x",
+    [],
+    [[]],
+    {},
+    [None],
+    ["x"],
+    [{}],
+    {"id": "1"},
+    {"x": []},
+    "{",
+    "[]",
+)
 
 
 def _paths(item: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

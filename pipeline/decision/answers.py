@@ -31,12 +31,16 @@ def answer(project: ProjectConfig, request: DecideRequest, facts: Facts, *, sour
     """
     if request.error is not None:
         return failure(request, request.error, source=source, timestamp=timestamp, revision=project.revision)
-    user_id = orjson.dumps(request.user_id)
-    context = b'{"userId":' + user_id + b',"attributes":' + _echo(request.attributes) + b"}"
+    context = _context(request.user_id, request.attributes)
     visitor = Visitor(request.user_id, request.attributes, facts.segments, request.forced)
     decisions, impressions = _decide_all(project, request, visitor, context)
-    opening = _opening(request, user_id, source, timestamp)
-    parts = [opening, project.written.revision, b',"decisions":[', b",".join(decisions), b"]"]
+    parts = [
+        _opening(request, source, timestamp),
+        project.written.revision,
+        b',"decisions":[',
+        b",".join(decisions),
+        b"]",
+    ]
     if impressions:
         attributes = project.attributes.written(request.attributes)
         parts += (project.written.tracking, attributes, b'],"impressions":[', b",".join(impressions), b"]}")
@@ -46,32 +50,37 @@ def answer(project: ProjectConfig, request: DecideRequest, facts: Facts, *, sour
 
 def failure(request: DecideRequest, message: str, *, source: str, timestamp: int, revision: str | None) -> bytes:
     """The value of a result for a request that could not be decided; `message` is in the Agent's words."""
-    opening = _opening(request, orjson.dumps(request.user_id), source, timestamp)
     rest = orjson.dumps({"revision": revision, "decisions": [], "error": message})
-    return opening + b"," + rest[1:]
+    return _opening(request, source, timestamp) + b"," + rest[1:]
 
 
-def _opening(request: DecideRequest, user_id: bytes, source: str, timestamp: int) -> bytes:
-    where = orjson.dumps(source)
-    request_id = where if request.request_id is None else orjson.dumps(request.request_id)
-    return b'{"requestId":%b,"source":%b,"timestamp":%d,"sdkKey":%b,"userId":%b' % (
-        request_id, where, timestamp, orjson.dumps(request.sdk_key), user_id,
-    )  # fmt: skip
+def _opening(request: DecideRequest, source: str, timestamp: int) -> bytes:
+    fields = {
+        "requestId": source if request.request_id is None else request.request_id,
+        "source": source,
+        "timestamp": timestamp,
+        "sdkKey": request.sdk_key,
+        "userId": request.user_id,
+    }
+    return orjson.dumps(fields)[:-1]
 
 
-def _echo(attributes: Mapping[str, Any]) -> bytes:
-    """The attributes as JSON. A value too deep or too large to be written again is null."""
+def _context(user_id: str, attributes: Mapping[str, Any]) -> bytes:
+    """`userContext`: the user as asked for. An attribute too deep or too large to be written again is null."""
     try:
-        return orjson.dumps(attributes)
+        return orjson.dumps({"userId": user_id, "attributes": attributes})
     except TypeError:
-        return b"{" + b",".join(_member(key, value) for key, value in attributes.items()) + b"}"
+        writable = {key: value if _writable(value) else None for key, value in attributes.items()}
+        return orjson.dumps({"userId": user_id, "attributes": writable})
 
 
-def _member(key: str, value: object) -> bytes:
+def _writable(value: object) -> bool:
     try:
-        return orjson.dumps({key: value})[1:-1]
+        # Two levels down, as it will be: the depth of what can be written is limited.
+        orjson.dumps([[value]])
     except TypeError:
-        return orjson.dumps({key: None})[1:-1]
+        return False
+    return True
 
 
 def _decide_all(
