@@ -30,18 +30,20 @@ class Worker:
         environment: Mapping[str, str],
         *,
         log: Path,
+        module: str = "pipeline",
         arguments: Sequence[str] = ("run",),
         remove: Path | None = None,
     ) -> None:
         """`environment` is the whole environment; a free port is taken for its operations unless it names one.
 
-        `remove` is a directory to remove should this process die without stopping the worker.
+        `module` is what is run with `arguments`; `remove` a directory to remove should this process die without
+        stopping the worker.
         """
         self._remove = remove
         self.port = int(environment.get("PIPELINE_OPS__PORT") or free_port())
         self.log = log
         self._environment = {**environment, "PIPELINE_OPS__PORT": str(self.port)}
-        self._command = [sys.executable, "-m", "pipeline", *arguments]
+        self._command = [sys.executable, "-m", module, *arguments]
         self._process: Guarded | None = None
 
     @property
@@ -59,9 +61,9 @@ class Worker:
     def wait_ready(self, timeout: float = 30) -> None:
         """Wait for `/ready`. Raises StartFailed with the end of its log if it ends or is late."""
         try:
-            until(lambda: not self.running or self._get("/ready")[0] == 200, timeout=timeout, what="the worker")
+            until(lambda: not self.running or self.readiness[0] == 200, timeout=timeout, what="the worker")
         except TimeoutError as error:
-            raise StartFailed(f"{error}; /ready says {self._get('/ready')[1]}\n{self.log_tail()}") from error
+            raise StartFailed(f"{error}; /ready says {self.readiness[1]}\n{self.log_tail()}") from error
         if not self.running:
             raise StartFailed(f"the worker ended at its start:\n{self.log_tail()}")
 
@@ -80,17 +82,26 @@ class Worker:
         """SIGKILL, as a node that dies."""
         return self._running().kill()
 
+    def signal(self, number: int) -> None:
+        """Send it a signal; returns at once."""
+        self._running().signal(number)
+
     def pause(self) -> None:
         """SIGSTOP, as a machine that hangs."""
-        self._running().signal(signal.SIGSTOP)
+        self.signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        self._running().signal(signal.SIGCONT)
+        self.signal(signal.SIGCONT)
 
     @property
     def healthy(self) -> bool:
         """Whether `/health` says so."""
         return self._get("/health")[0] == 200
+
+    @property
+    def readiness(self) -> tuple[int, str]:
+        """Status and text of `/ready` now; status 0 if it does not answer."""
+        return self._get("/ready")
 
     def metrics(self) -> str:
         """What `/metrics` says now; empty if it does not answer."""

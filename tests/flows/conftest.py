@@ -120,10 +120,10 @@ def own(kafka: Broker, stand_ins: StandIns, tmp_path: Path) -> Iterator[Callable
         flows.append(flow)
         environment = worker_env(kafka, flow.topics, stand_ins, QUICK | {"OPTIMIZELY__SDK_KEYS": SDK_KEY} | settings)
 
-        def worker(*arguments: str, **more: str) -> Worker:
+        def worker(*arguments: str, module: str = "pipeline", **more: str) -> Worker:
             log = tmp_path / f"worker-{len(workers)}.log"
             changed = {f"PIPELINE_{name}": value for name, value in more.items()}
-            workers.append(Worker(environment | changed, log=log, arguments=arguments or ("run",)))
+            workers.append(Worker(environment | changed, log=log, module=module, arguments=arguments or ("run",)))
             return workers[-1]
 
         return Own(flow, worker)
