@@ -58,14 +58,13 @@ def impressions(
         tracking = result.get("tracking")
         if not tracking or not tracking["impressions"]:
             return None
-        envelope = Envelope(
+        envelope = _envelope(
             tracking["accountId"],
             tracking["projectId"],
             result["revision"],
             tracking["anonymizeIp"],
-            tracking["region"].upper(),
+            tracking["region"],
         )
-        hash(envelope)  # fails here, not among the batches, when a stranger wrote the value
         snapshots = _snapshots(tracking["impressions"], result["source"], result["timestamp"])
         opening = _opening(result["userId"], tracking["attributes"])
     except (AttributeError, IndexError, KeyError, TypeError) as error:
@@ -146,14 +145,24 @@ def overhead(envelope: Envelope) -> int:
     return len(before) + len(after)
 
 
+@lru_cache(maxsize=1024)
+def _envelope(account_id: str, project_id: str, revision: str, anonymize_ip: bool, region: str) -> Envelope:
+    """Made once, not per record. What a stranger wrote in place of text fails here and not among the batches."""
+    return Envelope(account_id, project_id, revision, anonymize_ip, region.upper())
+
+
 def _opening(user_id: str, attributes: Sequence[Mapping[str, Any]]) -> bytes:
-    """A visitor up to its snapshots, without the comma. One writer wrote all attributes, so the first tells for all."""
-    if attributes and "type" not in attributes[0]:
-        attributes = [
-            {"entity_id": one["entity_id"], "key": one["key"], "type": "custom", "value": one["value"]}
-            for one in attributes
-        ]
-    return orjson.dumps({"visitor_id": user_id, "attributes": attributes})[:-1]
+    """A visitor up to its snapshots, without the comma."""
+    text = orjson.dumps({"visitor_id": user_id, "attributes": attributes})[:-1]
+    # Decided by the first: one writer wrote them all.
+    if not attributes or "type" in attributes[0]:
+        return text
+    # Half the cost of a dict for each. Within text JSON escapes a quote, and no key follows the quote that ends it, so
+    # this is found where an attribute begins and nowhere else.
+    typed = text.replace(b'{"entity_id":', b'{"type":"custom","entity_id":')
+    if len(typed) - len(text) == len(attributes) * len(b'"type":"custom",'):
+        return typed
+    return _opening(user_id, [{"type": "custom", **attribute} for attribute in attributes])
 
 
 def _snapshots(tracked: Sequence[Mapping[str, Any]], source: str, timestamp: int) -> list[str]:

@@ -347,6 +347,7 @@ async def test_what_says_nothing_of_the_key_holds_the_start(
         await until(lambda: len(b.logged("start held: datafiles not loaded yet")) >= 2)
         assert not held.done()
         assert b.status.state == "loading"
+        assert b.status.error
         assert b.datafiles.error(KEY) is None
         for one in b.logged("start held: datafiles not loaded yet"):
             assert (one["log_level"], list(one["waiting_for"])) == ("warning", [masked(KEY)])

@@ -27,6 +27,7 @@ from pipeline.project import ProjectConfig
 from pipeline.sandbox.logx_payload import read_payload
 
 ENVELOPE = Envelope("10000000001", "20000000001", "42", True, "US")
+TEXT = st.text(st.characters(codec="utf-8")) | st.text(st.sampled_from('{"\\:,}a'))
 WIDE = {"max_events": 10_000, "max_bytes": 3_500_000}
 
 
@@ -154,6 +155,23 @@ def test_text_that_json_escapes_arrives_unchanged() -> None:
     assert visitor["snapshots"][0]["decisions"][0]["metadata"]["flag_key"] == odd
 
 
+@given(st.lists(st.tuples(st.sampled_from(["a", '{"entity_id":', '"{"', "\\"]), TEXT), max_size=4), TEXT, st.booleans())
+def test_attributes_get_their_type_whatever_they_hold(
+    pairs: list[tuple[str, str]], user_id: str, reverse: bool
+) -> None:
+    value = result(impression(), userId=user_id)
+    value["tracking"]["attributes"] = [{"entity_id": "1", "key": key, "value": text} for key, text in pairs]
+    if reverse:
+        value["tracking"]["attributes"] = [dict(reversed(one.items())) for one in value["tracking"]["attributes"]]
+    found = impressions(value, **WIDE)
+    assert found is not None
+    visitor = orjson.loads(found[1][0][0])
+    assert visitor["visitor_id"] == user_id
+    assert visitor["attributes"] == [
+        {"entity_id": "1", "key": key, "type": "custom", "value": text} for key, text in pairs
+    ]
+
+
 def test_attributes_that_carry_their_type_are_sent_as_they_are() -> None:
     value = result(impression())
     value["tracking"]["attributes"][0]["type"] = "custom"
@@ -186,7 +204,6 @@ def test_a_result_without_tracking_owes_nothing() -> None:
         lambda value: value["tracking"].update(region=None),
         lambda value: value["tracking"]["impressions"][0].pop("ruleKey"),
         lambda value: value["tracking"]["impressions"][0].update(flagKey=[]),
-        lambda value: value["tracking"]["attributes"][0].pop("key"),
     ],
 )
 def test_a_value_that_is_no_result_is_rejected(spoil: Any) -> None:
@@ -229,6 +246,21 @@ def test_visitors_fit_their_bounds_and_lose_nothing(sizes: list[int], max_events
         assert events == max_events or overhead(envelope) + len(visitor) + more > max_bytes
 
 
+def test_a_visitor_is_filled_to_the_last_byte_and_no_further() -> None:
+    tracked = [impression(n) for n in range(9)]
+    three = impressions(result(*tracked[:3]), **WIDE)
+    assert three is not None
+    exact = overhead(ENVELOPE) + len(three[1][0][0])
+    for max_bytes, shares in ((exact, [3, 3, 3]), (exact - 1, [2, 2, 2, 2, 1])):
+        found = impressions(result(*tracked), max_events=100, max_bytes=max_bytes)
+        assert found is not None
+        assert [events for _, events in found[1]] == shares
+    for max_events, shares in ((4, [4, 4, 1]), (1, [1] * 9), (9, [9])):
+        found = impressions(result(*tracked), max_events=max_events, max_bytes=3_500_000)
+        assert found is not None
+        assert [events for _, events in found[1]] == shares
+
+
 def test_identities_are_pinned_for_ever() -> None:
     # Changing one of these counts every event twice that is in flight while the worker is replaced.
     assert event_uuid("decide.requests-3-123456", 1_764_000_000_000, 0) == "6f76990f-681b-4bee-879a-7222306c74f5"
@@ -237,7 +269,7 @@ def test_identities_are_pinned_for_ever() -> None:
     assert event_uuid("é-1-2", -1, 11) == "0a6e161b-acdb-43aa-8b9a-db64728190fa"
 
 
-@given(st.text(st.characters(codec="utf-8")), st.integers(-1, 2**63), st.integers(0, 10_000))
+@given(TEXT, st.integers(-1, 2**63), st.integers(0, 10_000))
 def test_an_identity_is_a_uuid(source: str, timestamp: int, index: int) -> None:
     text = event_uuid(source, timestamp, index)
     assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-8[0-9a-f]{3}-[0-9a-f]{12}", text)
