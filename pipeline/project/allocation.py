@@ -14,7 +14,7 @@ from typing import TypeVar
 from mmh3 import mmh3_32_uintdigest
 
 BUCKETS = 10_000
-_HASHES = 2**32
+HASHES = 2**32
 _SEED = 1
 
 T = TypeVar("T")
@@ -24,12 +24,12 @@ Pick = Callable[[bytes], T | None]
 
 def bucket(key: bytes) -> int:
     """0 to 9999, for bucketing id + parent id. Whole numbers give what float64 gives: hash * 10000 is below 2^46."""
-    return mmh3_32_uintdigest(key, _SEED) * BUCKETS // _HASHES
+    return mmh3_32_uintdigest(key, _SEED) * BUCKETS // HASHES
 
 
-def _first_hash(end: int) -> int:
+def first_hash(end: int) -> int:
     """The smallest hash whose bucket is not below `end`, so that a bucket need not be computed to be compared."""
-    return -(-end * _HASHES // BUCKETS)
+    return -(-end * HASHES // BUCKETS)
 
 
 def compile_allocation(parent_id: str, ranges: Sequence[tuple[int, T | None]]) -> Pick[T]:
@@ -38,12 +38,12 @@ def compile_allocation(parent_id: str, ranges: Sequence[tuple[int, T | None]]) -
     given: list[T | None] = []
     for end, gives in ranges:
         # A range that ends before an earlier one is never reached.
-        if end > 0 and (not ends or _first_hash(end) > ends[-1]):
-            ends.append(_first_hash(end))
+        if end > 0 and (not ends or first_hash(end) > ends[-1]):
+            ends.append(first_hash(end))
             given.append(gives)
     if not ends:
         return nobody
-    if ends[0] >= _HASHES:
+    if ends[0] >= HASHES:
         certain = given[0]
         return lambda _bucketing: certain
     suffix = parent_id.encode()

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from typing import Any, cast
 
 import pytest
@@ -14,8 +16,12 @@ from optimizely.helpers.condition import CustomAttributeConditionEvaluator
 from optimizely.logger import NoOpLogger
 from optimizely.optimizely_user_context import OptimizelyUserContext
 
+from pipeline.decision import Facts, answer
+from pipeline.messages.contracts import DECIDE_RESULT
+from pipeline.project import compile_datafile
 from pipeline.project.semver import order
 from tests.conformance.comparison import compare
+from tests.conformance.generator import Generator, user_ids
 
 
 @pytest.mark.parametrize("seed", range(1, 7))
@@ -41,3 +47,15 @@ def test_compares_versions_as_the_sdk(user: str, target: str) -> None:
         # The SDK does not survive a number compared with text; a number comes first.
         expected = -1
     assert order(user, target) == expected
+
+
+def test_answers_keep_their_contract() -> None:
+    generator = Generator(7)
+    users = user_ids(random.Random(7), 20)
+    for _ in range(10):
+        document = generator.project(users)
+        project = compile_datafile(json.dumps(document).encode())
+        for _ in range(10):
+            case = generator.case(document, users)
+            result = json.loads(answer(project, case.request, Facts(case.segments), source="t-0-1", timestamp=1))
+            assert DECIDE_RESULT.is_valid(result), DECIDE_RESULT.first_fault(result)

@@ -203,7 +203,7 @@ def reference(item: Any) -> bool | None:
     results = [reference(operand) for operand in item[1:]]
     if item[0] == "not":
         return None if not results or results[0] is None else not results[0]
-    decisive = item[0] == "or"
+    decisive: bool = item[0] == "or"
     if decisive in results:
         return decisive
     return None if None in results else not decisive
