@@ -10,7 +10,7 @@ export VENV
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo test check conformance bench format readme lock clean
+.PHONY: help setup setup-dev demo test faults check conformance bench format readme lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -26,6 +26,9 @@ demo: setup ## Run a broker, stand-ins and a worker; send 5,000 requests; accoun
 
 test: setup-dev ## Run the tests; ARGS="-k segments" selects some
 	@$(RUN) pytest $(ARGS)
+
+faults: setup-dev ## The tests of crashes and outages at full size; ARGS="-k kills" selects some
+	@FAULTS=full $(RUN) pytest tests/faults $(ARGS)
 
 # One part of `make check`: a name and a command. Says how long it took, or that it failed.
 define part
