@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_NUMBER = r"(\d{1,19})"
-_NOTE = re.compile(rf"(?:floor={_NUMBER})?(?: ?unclean={_NUMBER})?(?: alone={_NUMBER})?")
+_NUMBER = r"([0-9]{1,19})"
+_NOTE = re.compile(rf"(?:floor={_NUMBER})?(?:(?:^| )unclean={_NUMBER})?(?:(?:^| )alone={_NUMBER})?")
 
 
 @dataclass(frozen=True, slots=True)
