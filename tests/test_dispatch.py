@@ -296,18 +296,21 @@ async def test_denied_key_is_held_and_the_others_go_on() -> None:
 
 @pytest.mark.asyncio
 async def test_one_request_probes_while_a_key_is_held() -> None:
-    async with bench(max_events=1, desk=Desk(denied={"a"})) as made:
+    async with bench(max_events=2, desk=Desk(denied={"a"})) as made:
         chunk = RecordingChunk()
         for number in range(8):
-            made.add(b"%d" % number, chunk)
+            made.add(b"%d" % number, chunk, events=2)
+        made.add(b"left open", RecordingChunk())
         await until(lambda: len(made.desk.bodies) >= 7)
         sent = [body for _, body in made.desk.bodies[:7]]
         assert sent == [b"[0]", b"[1]", b"[2]", b"[3]", b"[0]", b"[0]", b"[0]"]
         made.desk.denied.clear()
         await until(lambda: chunk.settled == 8)
-        made.desk.most, made.desk.gate = 0, asyncio.Event()
+        assert made.cuts("linger") == 0
+        # All slots are used again, no longer one at a time.
+        made.desk.gate = asyncio.Event()
         for number in range(8):
-            made.add(b"%d" % number, chunk)
+            made.add(b"%d" % number, chunk, events=2)
         await until(lambda: made.desk.now == 4)
 
 

@@ -57,9 +57,10 @@ def test_reading_does_not_prolong_and_writing_does() -> None:
 
 def test_size_0_remembers_nothing_and_timeout_0_for_ever() -> None:
     clock = Clock()
-    disabled = MemoryCache(size=0, timeout=600)
+    gone: list[int] = []
+    disabled = MemoryCache(size=0, timeout=600, evicted=lambda: gone.append(1))
     disabled.put("a", 1)
-    assert (disabled.peek("a"), len(disabled)) == (None, 0)
+    assert (disabled.peek("a"), len(disabled), gone) == (None, 0, [])
     lasting = MemoryCache(size=1, timeout=0, clock=clock)
     lasting.put("a", 1)
     clock.now += 10**9
@@ -153,6 +154,9 @@ async def test_serves_aiocaches_locks() -> None:
     async with asyncio.timeout(2), RedLock(cache, "x", lease=1):
         assert await cache.exists("x-lock")
     assert not await cache.exists("x-lock")
+    async with asyncio.timeout(2), RedLock(cache, "x", lease=1):
+        cache.put("x-lock", "somebody else's")
+    assert await cache.exists("x-lock")
     cache.put("y", 1)
     async with OptimisticLock(cache, "y") as lock:
         cache.put("y", 2)

@@ -23,7 +23,7 @@ from pipeline.transport import Transport
 from tests.odp.stand_in import Account, Odp, Parts, parts
 from tests.settled import until
 
-NAMES = [f"user-{number}" for number in range(400)]
+NAMES = [f"user-{number}" for number in range(200)]
 
 
 def everyone(names: Iterable[str], segments: list[str]) -> dict[str, Iterable[str]]:
@@ -121,7 +121,7 @@ async def test_users_of_one_turn_share_full_queries() -> None:
         assert made.odp.gate is not None
         made.odp.gate.set()
         assert await together(*futures) == [frozenset({"gold"})] * len(NAMES)
-        assert [len(query) for query in made.odp.queries] == [10] * 40
+        assert [len(query) for query in made.odp.queries] == [10] * 20
         assert sorted(made.odp.asked) == sorted(NAMES)
         assert len(set(made.odp.texts)) == 1
         assert made.odp.most == 4
@@ -189,6 +189,9 @@ async def test_ignored_cache_is_not_written() -> None:
         assert made.parts.sample("segment_lookups_total", outcome="bypass") == 1
         assert await together(made.fetch("ann", save=False), made.fetch("ann")) == [frozenset({"gold"})] * 2
         assert made.peek("ann") == frozenset({"gold"})
+        made.segments.reset()
+        await together(made.fetch("ann"), made.fetch("ann", save=False))
+        assert made.peek("ann") == frozenset({"gold"})
 
 
 @pytest.mark.asyncio
@@ -246,6 +249,18 @@ async def test_accounts_share_no_entry(change: str) -> None:
 
 
 @pytest.mark.asyncio
+async def test_accounts_ask_for_themselves() -> None:
+    async with made_of(Odp(people={"ann": ["gold", "silver"]})) as made:
+        gold = Account(made.odp.host, segments_to_check=("gold",))
+        silver = Account(made.odp.host, segments_to_check=("silver",))
+        futures = [made.fetch("ann", account=account) for account in (gold, silver)]
+        assert await together(*futures) == [frozenset({"gold"}), frozenset({"silver"})]
+        assert [made.peek("ann", account) for account in (gold, silver)] == [
+            frozenset({"gold"}), frozenset({"silver"}),
+        ]  # fmt: skip
+
+
+@pytest.mark.asyncio
 async def test_unknown_user_fails_alone_and_is_asked_about_again_next_time() -> None:
     async with made_of(Odp(people={"ann": ["gold"]})) as made:
         ann, unknown = made.fetch("ann"), made.fetch("unknown")
@@ -274,6 +289,11 @@ async def test_outage_shorter_than_the_deadline_is_not_seen() -> None:
         with capture_logs() as logs:
             assert await made.fetch("ann") == frozenset({"gold"})
         assert len(made.odp.queries) == 6
+        # All slots are used again, no longer one at a time.
+        made.odp.people, made.odp.gate = everyone(NAMES, []), asyncio.Event()
+        for name in NAMES[:100]:
+            made.fetch(name)
+        await until(lambda: made.odp.now == 4)
         assert [(entry["log_level"], entry["event"]) for entry in logs] == [
             ("warning", "segments cannot be fetched"),
             ("info", "segments can be fetched again"),
@@ -312,7 +332,10 @@ async def test_answer_to_an_earlier_query_does_not_end_the_pause() -> None:
         futures = [made.fetch(name) for name in NAMES[:20]]
         await until(lambda: odp.now == 2)
         started = asyncio.get_running_loop().time()
-        gate.set()
+        with capture_logs() as logs:
+            gate.set()
+            await until(lambda: sum(future.done() for future in futures) == 10 and logs)
+            assert [entry["log_level"] for entry in logs] == ["warning"]
         await asyncio.gather(*futures)
         assert len(odp.queries) == 3
         assert asyncio.get_running_loop().time() - started >= 0.45
@@ -370,7 +393,7 @@ async def test_host_not_allowed_fails_without_a_call() -> None:
     ids=["400", "413", "errors"],
 )
 async def test_refused_size_is_halved_and_remembered(too_many: tuple[int, bytes]) -> None:
-    people = everyone(NAMES[:100], ["gold"])
+    people = everyone(NAMES[:30], ["gold"])
     async with made_of(Odp(people=people, max_users=3, too_many=too_many), max_in_flight=1) as made:
         assert set(await asyncio.gather(*(made.fetch(name) for name in people))) == {frozenset({"gold"})}
         before = len(made.odp.queries)
@@ -422,6 +445,21 @@ async def test_line_is_bounded() -> None:
 
 
 @pytest.mark.asyncio
+async def test_those_whose_deadline_came_make_room_in_the_line() -> None:
+    gate = asyncio.Event()
+    odp = Odp(people=everyone(NAMES, []), gate=gate)
+    async with made_of(odp, max_waiting_users=25, fetch_deadline=0.2, max_in_flight=1) as made:
+        for future in [made.fetch(name) for name in NAMES[:25]]:
+            assert await failure(future) == "timeout"
+        futures = [made.fetch(name) for name in NAMES[25:50]]
+        # The one query under way hangs; of those behind it only the living are kept.
+        assert len(made.segments._account(made.account).coalescer._waiting) <= 25 + 15
+        await until(lambda: len(made.segments._account(made.account).coalescer._waiting) == 25)
+        for future in futures:
+            assert await failure(future) == "timeout"
+
+
+@pytest.mark.asyncio
 async def test_those_who_gave_up_are_not_asked_about() -> None:
     gate = asyncio.Event()
     async with made_of(
@@ -432,9 +470,30 @@ async def test_those_who_gave_up_are_not_asked_about() -> None:
         others = [made.fetch(name) for name in NAMES[1:30]]
         for future in [first, *others]:
             assert await failure(future) == "timeout"
+        futures = [made.fetch("user-99")]
+        await until(lambda: len(made.segments._account(made.account).coalescer._waiting) == 1)
+        futures.append(made.fetch("user-5"))
         gate.set()
-        assert await made.fetch("user-99") == frozenset()
-        assert made.odp.queries == [["user-0"], ["user-99"]]
+        assert await together(*futures) == [frozenset()] * 2
+        assert made.odp.queries == [["user-0"], ["user-99", "user-5"]]
+
+
+@pytest.mark.asyncio
+async def test_one_who_gave_up_among_those_who_wait_is_not_asked_about() -> None:
+    gate = asyncio.Event()
+    async with made_of(
+        Odp(people=everyone(NAMES, []), gate=gate), max_in_flight=1, fetch_deadline=0.5, request_timeout=5
+    ) as made:
+        made.fetch("user-0")
+        await until(lambda: made.odp.queries)
+        early = [made.fetch("user-1"), made.fetch("user-2")]
+        await asyncio.sleep(0.25)
+        late = made.fetch("user-1")
+        for future in early:
+            assert await failure(future) == "timeout"
+        gate.set()
+        assert await late == frozenset()
+        assert made.odp.queries == [["user-0"], ["user-1"]]
 
 
 @pytest.mark.asyncio
@@ -480,6 +539,8 @@ async def test_defect_in_a_query_reaches_the_loop_and_the_user_is_answered_at_th
     future = segments.fetch(Account("https://odp.example"), "ann", save=True)
     assert await failure(future) == "timeout"
     assert isinstance(told[0]["exception"], ZeroDivisionError)
+    # Raised at once, not found out when the task is collected.
+    assert told[0]["message"] != "Task exception was never retrieved"
     await segments.close()
 
 
