@@ -1,0 +1,251 @@
+"""Output partitions: one sender each, batches that grow with the load, receipts that never promise too much."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
+from aiokafka.producer.message_accumulator import BatchBuilder
+
+from pipeline.kafka import client
+from pipeline.kafka.sink import Sink
+from pipeline.messages.delivery import Result
+from pipeline.settings import KafkaSettings
+from tests.handlers.chunks import new_metrics, value
+from tests.kafka.member import kafka_settings, read
+from tests.settled import until
+from tests.support import Broker, TopicMaker
+
+
+class Producer(AIOKafkaProducer):
+    """Makes real batches and hands them to nobody: the test says when and where each was written."""
+
+    def __init__(self, max_batch_size: int) -> None:
+        super().__init__(acks="all", enable_idempotence=True, max_batch_size=max_batch_size)  # type: ignore[no-untyped-call]
+        self.batches: list[tuple[int, list[bytes]]] = []
+        self.futures: list[asyncio.Future[Any]] = []
+        self.time_outs = 0
+
+    async def send_batch(self, batch: BatchBuilder, topic: str, *, partition: int) -> asyncio.Future[Any]:
+        assert batch.closed(), "nothing may be added to a batch that was handed over"
+        if self.time_outs:
+            self.time_outs -= 1
+            raise KafkaTimeoutError
+        self.batches.append((partition, [b""] * batch.record_count()))
+        self.futures.append(asyncio.get_running_loop().create_future())
+        return self.futures[-1]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(records) for _, records in self.batches]
+
+    def written(self, number: int, offset: int) -> None:
+        self.futures[number].set_result(SimpleNamespace(offset=offset))
+
+
+class Receipts:
+    """What one writer was told, in order."""
+
+    def __init__(self, log: list[tuple[str, int, int]], name: str) -> None:
+        self.log = log
+        self.name = name
+
+    def acknowledged(self, count: int, low: int) -> None:
+        self.log.append((self.name, count, low))
+
+
+class Bench:
+    def __init__(self, producer: Producer) -> None:
+        self.producer = producer
+        self.metrics = new_metrics()
+        self.failures: list[tuple[str, BaseException]] = []
+        self.log: list[tuple[str, int, int]] = []
+        self.sink = Sink(
+            producer, "results", partitions=4, metrics=self.metrics, fail=lambda *why: self.failures.append(why)
+        )
+
+    def receipt(self, name: str) -> Receipts:
+        return Receipts(self.log, name)
+
+    async def handed_over(self, batches: int) -> None:
+        await until(lambda: len(self.producer.batches) == batches)
+
+
+@pytest_asyncio.fixture
+async def bench() -> AsyncIterator[Bench]:
+    producer = Producer(4096)
+    yield Bench(producer)
+    await client.stop_client(producer)
+
+
+def results(count: int, size: int = 10) -> Sequence[Result]:
+    return [Result(b"key", b"x" * size, [("source", b"requests-0-%d" % number)]) for number in range(count)]
+
+
+@pytest.mark.asyncio
+async def test_what_comes_while_a_batch_is_under_way_goes_into_the_next_one(bench: Bench) -> None:
+    lane = bench.sink.lane(2)
+    lane.extend(results(1), bench.receipt("a"))
+    await bench.handed_over(1)
+    for name in "bcd":
+        lane.extend(results(2), bench.receipt(name))
+    assert lane.sending
+    assert bench.producer.sizes == [1], "one sender: nothing is handed over beside what is under way"
+    bench.producer.written(0, 100)
+    await bench.handed_over(2)
+    bench.producer.written(1, 101)
+    await lane.flush()
+    assert bench.producer.batches[0][0] == 2
+    assert bench.producer.sizes == [1, 6]
+    # Each is told an offset that none of its records lies before.
+    assert bench.log == [("a", 1, 100), ("b", 2, 101), ("c", 2, 101), ("d", 2, 101)]
+    assert lane.end == 107
+    assert not lane.sending
+
+
+@pytest.mark.asyncio
+async def test_a_full_batch_is_cut_and_every_record_is_in_exactly_one(bench: Bench) -> None:
+    lane = bench.sink.lane(0)
+    lane.extend(results(10, size=1000), bench.receipt("a"))
+    lane.extend(results(1), bench.receipt("b"))
+    offset = 0
+    while sum(bench.producer.sizes) < 11:
+        await until(lambda: len(bench.producer.batches) > len([f for f in bench.producer.futures if f.done()]))
+        bench.producer.written(len(bench.producer.batches) - 1, offset)
+        offset += bench.producer.sizes[-1]
+    await lane.flush()
+    assert bench.producer.sizes == [3, 3, 3, 2]
+    assert bench.log == [("a", 3, 0), ("a", 3, 3), ("a", 3, 6), ("a", 1, 9), ("b", 1, 9)]
+    assert value(bench.metrics, "records_produced_total", topic="results") == 11
+
+
+@pytest.mark.asyncio
+async def test_a_record_larger_than_a_batch_is_a_batch_alone(bench: Bench) -> None:
+    lane = bench.sink.lane(0)
+    lane.extend([*results(1), *results(1, size=10_000), *results(1)], bench.receipt("a"))
+    for number in range(3):
+        await bench.handed_over(number + 1)
+        bench.producer.written(number, number)
+    await lane.flush()
+    assert bench.producer.sizes == [1, 1, 1]
+    assert [count for _, count, _ in bench.log] == [1, 1, 1]
+
+
+@pytest.mark.asyncio
+async def test_a_wait_for_a_slot_that_times_out_is_repeated_and_nothing_is_handed_over_twice(bench: Bench) -> None:
+    bench.producer.time_outs = 3
+    lane = bench.sink.lane(0)
+    lane.extend(results(2), bench.receipt("a"))
+    await bench.handed_over(1)
+    bench.producer.written(0, 7)
+    await lane.flush()
+    assert bench.producer.sizes == [2]
+    assert bench.log == [("a", 2, 7)]
+    assert value(bench.metrics, "produce_retries_total", topic="results") == 3
+
+
+@pytest.mark.asyncio
+async def test_an_offset_nobody_knows_moves_no_end_and_promises_no_more_than_is_known(bench: Bench) -> None:
+    lane = bench.sink.lane(0)
+    for number, offset in enumerate((50, -1, 60)):
+        lane.extend(results(2), bench.receipt(str(number)))
+        await bench.handed_over(number + 1)
+        bench.producer.written(number, offset)
+        await lane.flush()
+    # The second batch lies somewhere after the first: at 52 or later.
+    assert bench.log == [("0", 2, 50), ("1", 2, 52), ("2", 2, 60)]
+    assert lane.end == 62
+
+
+@pytest.mark.asyncio
+async def test_an_end_found_by_a_scan_never_goes_back(bench: Bench) -> None:
+    lane = bench.sink.lane(0)
+    lane.end = 500
+    lane.extend(results(1), bench.receipt("a"))
+    await bench.handed_over(1)
+    bench.producer.written(0, 400)
+    await lane.flush()
+    assert lane.end == 500
+
+
+@pytest.mark.asyncio
+async def test_what_kafka_refuses_for_good_is_told_once_and_nobody_is_told_it_was_written(bench: Bench) -> None:
+    lane = bench.sink.lane(3)
+    lane.extend(results(1), bench.receipt("a"))
+    await bench.handed_over(1)
+    bench.producer.futures[0].set_exception(MessageSizeTooLargeError())
+    await lane.flush()
+    ((reason, error),) = bench.failures
+    assert reason == "results-3 cannot be written"
+    assert isinstance(error, MessageSizeTooLargeError)
+    assert bench.log == []
+
+
+@pytest.mark.asyncio
+async def test_a_flush_that_is_given_up_leaves_the_batch_on_its_way(bench: Bench) -> None:
+    lane = bench.sink.lane(0)
+    lane.extend(results(1), bench.receipt("a"))
+    await bench.handed_over(1)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await lane.flush()
+    assert lane.sending
+    bench.producer.written(0, 0)
+    await bench.sink.flush()
+    assert bench.log == [("a", 1, 0)]
+
+
+@pytest.mark.asyncio
+async def test_partitions_do_not_wait_for_each_other(bench: Bench) -> None:
+    for partition in range(3):
+        bench.sink.lane(partition).extend(results(1), bench.receipt(str(partition)))
+    await bench.handed_over(3)
+    bench.producer.written(2, 0)
+    await bench.sink.lane(2).flush()
+    assert bench.log == [("2", 1, 0)]
+    assert bench.sink.sending
+    bench.producer.written(0, 0)
+    bench.producer.written(1, 0)
+    await bench.sink.flush()
+    assert not bench.sink.sending
+
+
+@pytest.mark.asyncio
+async def test_on_a_broker_order_and_offsets_are_what_the_receipts_say(kafka: Broker, topics: TopicMaker) -> None:
+    own = await topics(partitions=1)
+    settings: KafkaSettings = kafka_settings(kafka)
+    producer = await client.start_client(client.producer(settings))
+    metrics = new_metrics()
+
+    def fail(reason: str, error: BaseException) -> None:
+        raise AssertionError(reason) from error
+
+    sink = Sink(producer, own.decide_results, partitions=1, metrics=metrics, fail=fail)
+    log: list[tuple[str, int, int]] = []
+    numbered = [Result(b"key", b"%d" % number + b" " * 500, []) for number in range(5000)]
+    for first in range(0, 5000, 50):
+        sink.lane(0).extend(numbered[first : first + 50], Receipts(log, str(first)))
+        await asyncio.sleep(0)
+    await sink.flush()
+    written = await read(kafka, own.decide_results, 1, count=5000)
+    await producer.stop()
+    assert [int(record.value or b"") for record in written] == list(range(5000))
+    told: Counter[str] = Counter()
+    for name, count, low in log:
+        # The first record that this receipt is about lies where it was appended, in the order of appending.
+        assert low <= int(name) + told[name]
+        told[name] += count
+    assert told.total() == 5000
+    assert sink.lane(0).end == 5000
+    batches = metrics.registry.get_sample_value(
+        "decision_pipeline_produce_seconds_count", {"topic": own.decide_results}
+    )
+    assert batches is not None
+    assert batches < 100, "what waits together is sent together"
