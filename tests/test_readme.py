@@ -1,0 +1,248 @@
+"""README.md says what is so: its examples run, its tables are complete, and whatever it names is there."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from pipeline.handlers import decide as decide_role
+from pipeline.handlers import keys
+from pipeline.messages import decide as decide_messages
+from pipeline.messages.contracts import DECIDE_REQUEST, DECIDE_RESULT, schemas_directory
+from pipeline.messages.decide import parse_decide_request
+from pipeline.metrics import Metrics
+from pipeline.project import compile_datafile
+from pipeline.settings import load_settings
+from tests.readme import current
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+WALK = "A decide request in five files"
+FIVE = {
+    "pipeline/kafka/partition.py",
+    "pipeline/handlers/decide.py",
+    "pipeline/odp/segments.py",
+    "pipeline/decision/decider.py",
+    "pipeline/kafka/sink.py",
+}
+
+
+def section(title: str) -> str:
+    """The text below a heading, up to the next one of its level or above."""
+    found = re.search(rf"^(#+) {re.escape(title)}\n", README, re.MULTILINE)
+    assert found is not None, f"README.md has no section {title!r}"
+    rest = README[found.end() :]
+    end = re.search(rf"^#{{2,{len(found[1])}}} ", _without_blocks(rest), re.MULTILINE)
+    return rest[: end.start()] if end else rest
+
+
+def _without_blocks(text: str) -> str:
+    """The same length, with code blocks blanked: a `#` in them begins no heading."""
+    return re.sub(r"```.*?```", lambda block: re.sub(r"[^\n]", " ", block[0]), text, flags=re.DOTALL)
+
+
+def blocks(language: str, title: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", section(title), re.MULTILINE | re.DOTALL)
+
+
+def code_spans(text: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", _without_blocks(text))
+
+
+@cache
+def definitions(path: str) -> frozenset[str]:
+    """Classes, functions, methods (`Class.method`) and names assigned in a module."""
+    found: set[str] = set()
+
+    def collect(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, ast.ClassDef):
+                found.add(prefix + node.name)
+                collect(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                found.add(prefix + node.name)
+            elif isinstance(node, ast.Assign):
+                found.update(prefix + target.id for target in node.targets if isinstance(target, ast.Name))
+
+    collect(ast.parse((ROOT / path).read_text("utf-8")).body, "")
+    return frozenset(found)
+
+
+def walked() -> Iterator[tuple[str, str]]:
+    """Each step of the walk: its file, its text."""
+    for step in re.split(r"^\d+\. ", section(WALK), flags=re.MULTILINE)[1:]:
+        found = re.match(r"\*\*`([^`]+)`\*\*", step)
+        assert found is not None, f"a step names no file: {step[:40]}"
+        yield found[1], step[found.end() :]
+
+
+def test_the_walk_goes_through_exactly_five_files() -> None:
+    assert {path for path, _ in walked()} == FIVE
+
+
+def test_the_walk_names_what_is_in_its_files() -> None:
+    named = [(path, span.removesuffix("()")) for path, step in walked() for span in code_spans(step)]
+    assert len(named) > 20
+    assert [(path, name) for path, name in named if name not in definitions(path)] == []
+
+
+def test_every_path_named_is_there() -> None:
+    pattern = r"`((?:pipeline|tests|schemas|\.ci)/[\w./-]*)(?:::\w+)?`|\]\((?!#)([\w./-]+)\)"
+    paths = {one or other for one, other in re.findall(pattern, README)}
+    assert len(paths) > 15
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+
+
+def test_every_test_named_as_a_proof_is_there() -> None:
+    proofs = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", README)
+    assert len(proofs) > 10
+    assert [(path, name) for path, name in proofs if name not in definitions(path)] == []
+
+
+def test_every_link_within_leads_to_a_heading() -> None:
+    headings = re.findall(r"^#+ (.+)$", _without_blocks(README), re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert [link for link in re.findall(r"\]\(#([^)]+)\)", README) if link not in anchors] == []
+
+
+def test_every_target_of_make_named_is_there() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    spans = [*code_spans(README), *blocks("sh", "Two commands")[0].splitlines()]
+    named = {found[1] for span in spans if (found := re.match(r"make ([a-z][a-z-]*)", span))}
+    assert named >= {"demo", "test", "faults", "check"}
+    assert named - targets == set()
+
+
+def test_every_setting_named_is_there() -> None:
+    table = section("Settings")
+    prose = README.replace(table, "")
+    named = set(re.findall(r"\bPIPELINE_[A-Z]+(?:__[A-Z_]*[A-Z])?\b(?!_)", prose)) - {
+        "PIPELINE_TEST",
+        "PIPELINE_TOPICS",
+    }
+    assert len(named) > 20
+    assert [name for name in sorted(named) if f"`{name}`" not in table] == []
+
+
+def test_every_metric_named_is_there() -> None:
+    collectors = [one for one in vars(Metrics(CollectorRegistry())).values() if not isinstance(one, CollectorRegistry)]
+    labels = {collector._name: set(collector._labelnames) for collector in collectors}
+    named = set(re.findall(r"\bdecision_pipeline_\w+", README))
+    short = set(re.findall(r"`([a-z]+_[a-z_]+)(?:\{[^`]*\})?`", section("Troubleshooting"))) - {"fs_user_id"}
+    named |= {
+        f"decision_pipeline_{name}" for name in short if name.startswith(("segment_", "upstream_", "partitions_"))
+    }
+    assert [name for name in sorted(named) if name.removesuffix("_total") not in labels] == []
+    for by, name in re.findall(r"by \(([\w, ]+)\) \((?:\w+\()?(decision_pipeline_\w+)", README):
+        assert set(by.split(", ")) <= labels[name.removesuffix("_total")], name
+
+
+def test_the_tables_are_current() -> None:
+    assert current(README) == README
+
+
+def rejections() -> set[str]:
+    """Every reason that the package rejects a record for."""
+    reasons = set()
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Rejected":
+                first = node.args[0]
+                assert isinstance(first, ast.Constant), (
+                    f"{path.name}:{node.lineno} has a reason that is not written out"
+                )
+                reasons.add(str(first.value))
+    return reasons
+
+
+def test_every_reason_for_a_dead_letter_is_explained() -> None:
+    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| [^|]+ \|$", section("dead.letters"), re.MULTILINE)
+    explained = [reason for cell in rows for reason in re.findall(r"`(\w+)`", cell)]
+    assert len(explained) == len(set(explained))
+    assert set(explained) == rejections()
+
+
+def test_the_errors_of_results_are_the_worker_s() -> None:
+    explained = re.findall(r"^\| `([^`]+)` \|", section("decide.results").split("`error` is one of:")[1], re.MULTILINE)
+    constants = {
+        decide_messages.PARSING_FAILED, decide_messages.SDK_KEY_MALFORMED, decide_role.EXPIRED,
+        decide_role.FETCH_FAILED, keys.SDK_KEY_MISSING,
+    }  # fmt: skip
+    assert constants <= set(explained)
+    source = "".join(path.read_text("utf-8") for path in (ROOT / "pipeline").rglob("*.py"))
+    texts = [re.sub(r"(: )[XK]$", r"\1", text) for text in explained]
+    assert [text for text in texts if text not in source] == []
+
+
+@pytest.mark.parametrize("topic", ["decide.requests", "decide.results", "track.events", "odp.events"])
+def test_every_property_of_a_topic_is_explained(topic: str) -> None:
+    name = topic.replace(".", "-").removesuffix("s")
+    document = json.loads((schemas_directory() / f"{name}.schema.json").read_bytes())
+    explained = set(code_spans(section(topic)))
+    assert set(document["properties"]) - explained == set()
+
+
+def test_the_example_of_deciding_offline_gives_the_result_shown(tmp_path: Path) -> None:
+    (script,) = blocks("sh", "Deciding offline")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-eu"], input=script, cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    (shown,) = (json.loads(block) for block in blocks("json", "Deciding offline"))
+    result = json.loads(done.stdout)
+    assert DECIDE_RESULT.is_valid(shown)
+    assert list(result) == list(shown)
+    assert result | {"timestamp": 0} == shown | {"timestamp": 0}
+
+
+def requests_shown() -> Iterator[dict[str, Any]]:
+    """The requests in the examples of the first request: shell, Python, Java."""
+    title = "Your first request"
+    for block in blocks("sh", title):
+        yield from (json.loads(found) for found in re.findall(r"\{\"userId\".*\}(?=\\n)", block))
+    (program,) = blocks("python", title)
+    for node in ast.walk(ast.parse(program)):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "request":
+            assert isinstance(node.value, ast.Dict)
+            yield {
+                ast.literal_eval(key): "some-id" if isinstance(value, ast.Call) else ast.literal_eval(value)
+                for key, value in zip(node.value.keys, node.value.values, strict=True)
+                if key is not None
+            }
+    (java,) = blocks("java", title)
+    yield from (json.loads(found.replace('\\"', '"')) for found in re.findall(r'"(\{.*\})"', java))
+
+
+def test_the_requests_shown_are_decided_by_the_datafile_shown() -> None:
+    (script,) = blocks("sh", "Deciding offline")
+    project = compile_datafile(script.split("<<'EOF'\n")[1].split("\nEOF\n")[0].encode())
+    shown = list(requests_shown())
+    assert len(shown) == 3
+    for document in shown:
+        request = parse_decide_request(json.dumps(document).encode(), max_bytes=1024)
+        assert request.error is None
+        assert set(document) <= set(DECIDE_REQUEST.schema["properties"])
+        assert [key for key in request.keys if key not in project.flags] == []
+
+
+def test_the_settings_shown_are_accepted(tmp_path: Path) -> None:
+    exports = dict(re.findall(r"^export (PIPELINE_\w+)=(\S+)", blocks("sh", "Your first request")[0], re.MULTILINE))
+    assert load_settings(exports).optimizely.sdk_keys == ("shopExample01",)
+    (document,) = blocks("yaml", "Operations")
+    file = tmp_path / "settings.yaml"
+    file.write_text(document, "utf-8")
+    settings = load_settings({}, file)
+    assert settings.roles == tuple(yaml.safe_load(document)["roles"])
