@@ -266,13 +266,23 @@ def test_no_attribute_spoils_an_answer(attributes: Json, user_id: str) -> None:
         assert sent == orjson.loads(orjson.dumps(CONFIG.event_attributes(attributes)))
 
 
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 def test_values_that_cannot_be_written_again_are_null() -> None:
-    deep: Any = []
-    for _ in range(600):
-        deep = [deep]
-    attributes = {"deep": deep, "huge": 10**30, "country": "SI"}
+    attributes = {"deep": nested(600), "huge": 10**30, "country": "SI"}
     decision = decided(CONFIG, "f", attributes=attributes)
     assert decision["userContext"]["attributes"] == {"deep": None, "huge": None, "country": "SI"}
+
+
+def test_every_depth_is_written_or_null() -> None:
+    for depth in range(240, 260):
+        decision = decided(CONFIG, "f", attributes={"deep": nested(depth), "country": "SI"})
+        assert decision["userContext"]["attributes"]["deep"] in (nested(depth), None)
 
 
 def test_reasons_change_nothing_else() -> None:

@@ -147,6 +147,17 @@ def test_group_lets_one_of_its_experiments_be_reached() -> None:
         assert decided(config, "f")["ruleKey"] == expected
 
 
+def test_empty_audience_conditions_let_everyone_pass_whatever_the_ids_say() -> None:
+    config = with_rules(rule("1", "e", ON, audienceIds=[NOBODY], audienceConditions=[]))
+    assert decided(config, "f")["ruleKey"] == "e"
+    config = with_rules(rule("1", "e", ON, audienceIds=[NOBODY], audienceConditions=None))
+    assert decided(config, "f")["ruleKey"] == "default-r"
+
+
+def test_nobody_is_bucketed_into_a_rule_without_a_key() -> None:
+    assert decided(with_rules(rule("1", " ", ON)), "f")["ruleKey"] == "default-r"
+
+
 def test_feature_rollout_gives_the_rest_what_everyone_else_gets() -> None:
     experiment = rule("1", "e", ON, type="fr", **NO_TRAFFIC)
     decision = decided(with_rules(experiment), "f")
@@ -242,6 +253,12 @@ class TestCmab:
     def test_users_outside_its_audience_or_traffic_go_on(self) -> None:
         for more in ({"audienceIds": [NOBODY]}, {"cmab": {"trafficAllocation": 0}}, {"cmab": {"attributeIds": ["1"]}}):
             assert decided(with_rules(self.EXPERIMENT | more), "f")["ruleKey"] == "default-r"
+
+    def test_its_group_may_keep_users_out(self) -> None:
+        traffic = [{"entityId": "other", "endOfRange": 10000}]
+        group = {"id": "g", "policy": "random", "trafficAllocation": traffic, "experiments": [self.EXPERIMENT]}
+        config = project(featureFlags=[flag("f", self.EXPERIMENT)], groups=[group])
+        assert outcome(decided(config, "f")) == ("rollout", "", "")
 
     def test_an_empty_cmab_is_none(self) -> None:
         assert decided(with_rules(self.EXPERIMENT | {"cmab": {}}), "f")["ruleKey"] == "e"

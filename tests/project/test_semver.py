@@ -32,6 +32,7 @@ def test_invalid_versions_compare_to_nothing(text: str) -> None:
         ("2.1.2-beta", "2.1.2-beta", 0),
         ("2.1.2-beta", "2.1.2-rc", 1),
         ("2.1.2-rc", "2.1.2-beta", -1),
+        ("2.1+beta", "2.1-rc", -1),  # above as text, but a pre-release is below anything else
         ("2.1-rc", "2.1+build", 1),  # below as text, but a release is above any pre-release
         ("3.7.0", "3.7.0+build", 0),
         ("3.7.0+build", "3.7.0", 1),
