@@ -190,7 +190,9 @@ def test_the_errors_of_results_are_the_worker_s() -> None:
 def test_every_property_of_a_topic_is_explained(topic: str) -> None:
     name = topic.replace(".", "-").removesuffix("s")
     document = json.loads((schemas_directory() / f"{name}.schema.json").read_bytes())
-    explained = set(code_spans(section(topic)))
+    # In a table a property has a row; being mentioned in another one's is not enough.
+    first_cells = "\n".join(re.findall(r"^\| ([^|]+) \|", section(topic), re.MULTILINE))
+    explained = set(code_spans(first_cells or section(topic)))
     assert set(document["properties"]) - explained == set()
 
 
