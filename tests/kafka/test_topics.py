@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 
@@ -28,6 +29,12 @@ class Named:
             **asdict(self.names), partitions=3, replication_factor=1, retention=3600, dead_letters_retention=7200
         )
 
+    async def shown(self, *names: str) -> None:
+        """Wait until the broker shows topics that the controller has just made."""
+        async with asyncio.timeout(10):
+            while not all(one["partitions"] for one in await self.admin.describe_topics(list(names))):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
     async def advice(self) -> list[str]:
         described = await describe_topics(self.admin, self.kafka, self.settings)
         return [f"{topic.name} {sentence}" for topic in described for sentence in topic.advice]
@@ -47,6 +54,7 @@ async def named(kafka: Broker) -> AsyncIterator[Named]:
 async def test_topics_are_made_once_with_equal_partitions_and_what_the_product_needs(named: Named) -> None:
     made = await create_topics(named.admin, named.kafka, named.settings)
     assert made == [(name, True) for name in named.names.names]
+    await named.shown(*named.names.names)
     described = {topic.name: topic for topic in await describe_topics(named.admin, named.kafka, named.settings)}
     assert {(topic.partitions, topic.replicas, topic.advice) for topic in described.values()} == {(3, 1, ())}
     names = named.names
@@ -80,6 +88,7 @@ async def test_topics_that_are_not_as_needed_come_with_advice(named: Named) -> N
             NewTopic(names.track_events, 1, 1, topic_configs={"message.timestamp.type": "LogAppendTime"}),
         ]
     )
+    await named.shown(names.decide_requests, names.decide_results, names.dead_letters, names.track_events)
     advice = await named.advice()
     assert f"{names.odp_events} is missing: run `pipeline topics create`" in advice
     assert f"{names.decide_results} needs at least 4 partitions, as many as {names.decide_requests}" in advice
@@ -96,6 +105,7 @@ async def test_missing_topics_are_all_named_and_only_those_that_the_roles_need(n
     assert all(name in str(caught.value) for name in names.names)
     assert "`pipeline topics create`" in str(caught.value)
     await named.admin.create_topics([NewTopic(names.odp_events, 2, 1), NewTopic(names.dead_letters, 1, 1)])
+    await named.shown(names.odp_events, names.dead_letters)
     counts = await check_topics(named.admin, named.kafka, named.settings, ["odp_events"])
     assert counts == {names.odp_events: 2, names.dead_letters: 1}
     with pytest.raises(StartFailed, match=names.decide_results):

@@ -1,0 +1,104 @@
+"""Logs as a collector reads them: one JSON object a line, whoever wrote it; repeats of aiokafka held back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from pipeline.logs import _Repeats
+
+SCRIPT = """
+import logging, sys
+import structlog
+from pipeline.logs import configure_logs
+
+configure_logs(sys.argv[1])
+log = structlog.get_logger("pipeline.test")
+log.debug("a record")
+log.info("started", roles=["decide"], partitions=4)
+log.warning("held", reason="unavailable", text="two\\nlines")
+try:
+    1 / 0
+except ZeroDivisionError as error:
+    log.error("the process ends", exc_info=error)
+with structlog.contextvars.bound_contextvars(role="logx"):
+    log.info("within a role")
+for attempt in range(5):
+    logging.getLogger("aiokafka.conn").error("Unable to connect to %s", attempt)
+    logging.getLogger("other").warning("Unable to connect to %s", attempt)
+"""
+
+
+def logged(level: str) -> list[dict[str, Any]]:
+    done = subprocess.run([sys.executable, "-c", SCRIPT, level], capture_output=True, timeout=30, check=True)
+    assert done.stdout == b""
+    return [json.loads(line) for line in done.stderr.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def lines() -> list[dict[str, Any]]:
+    return logged("info")
+
+
+def of(lines: list[dict[str, Any]], event: str) -> list[dict[str, Any]]:
+    return [line for line in lines if line["event"].startswith(event)]
+
+
+def test_every_line_is_an_object_that_says_when_who_and_how_bad(lines: list[dict[str, Any]]) -> None:
+    for line in lines:
+        assert line.keys() >= {"event", "logger", "level", "timestamp"}
+        assert datetime.fromisoformat(line["timestamp"]).utcoffset() is not None
+    (started,) = of(lines, "started")
+    assert (started["logger"], started["level"]) == ("pipeline.test", "info")
+    assert (started["roles"], started["partitions"]) == (["decide"], 4)
+
+
+def test_an_exception_and_a_text_of_two_lines_are_one_line(lines: list[dict[str, Any]]) -> None:
+    (ended,) = of(lines, "the process ends")
+    assert "ZeroDivisionError" in ended["exception"]
+    (held,) = of(lines, "held")
+    assert held["text"] == "two\nlines"
+
+
+def test_what_is_bound_to_the_context_is_on_the_line_and_only_there(lines: list[dict[str, Any]]) -> None:
+    assert [line["event"] for line in lines if line.get("role") == "logx"] == ["within a role"]
+
+
+def test_a_text_of_aiokafka_passes_once_and_other_libraries_say_what_they_like(lines: list[dict[str, Any]]) -> None:
+    connections = of(lines, "Unable to connect")
+    assert [line["event"] for line in connections if line["logger"] == "aiokafka.conn"] == ["Unable to connect to 0"]
+    assert len([line for line in connections if line["logger"] == "other"]) == 5
+
+
+def test_the_level_is_the_least_that_is_logged(lines: list[dict[str, Any]]) -> None:
+    assert of(lines, "a record") == []
+    assert {line["level"] for line in logged("error")} == {"error"}
+    assert of(logged("debug"), "a record") != []
+
+
+def record(name: str, text: str, created: float) -> logging.LogRecord:
+    made = logging.LogRecord(name, logging.ERROR, "", 0, text, None, None)
+    made.created = created
+    return made
+
+
+def test_a_repeat_passes_again_after_ten_seconds_and_texts_are_told_apart() -> None:
+    repeats = _Repeats()
+    shown = [
+        repeats.filter(record("aiokafka", text, created))
+        for text, created in (("a", 0), ("a", 9.9), ("b", 9.9), ("a", 10.1), ("a", 20), ("b", 19.8), ("b", 19.95))
+    ]
+    assert shown == [True, False, True, True, False, False, True]
+
+
+def test_texts_without_end_are_not_remembered_without_end() -> None:
+    repeats = _Repeats()
+    for number in range(5000):
+        assert repeats.filter(record("aiokafka", f"text {number}", 0))
+    assert len(repeats._last) <= 1001

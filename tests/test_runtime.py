@@ -1,0 +1,224 @@
+"""The end of a process: a loop that stood still, signals, a callback that failed; real processes where it matters."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from pipeline import runtime
+from pipeline.runtime import EXIT_GAVE_UP, Fence, until_stopped
+from pipeline.sandbox.processes import Guarded, until
+
+
+class Ended(Exception):
+    """The process would have ended here."""
+
+
+def end(reason: str) -> NoReturn:
+    raise Ended(reason)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_fence_ends_the_process_when_the_loop_stood_still_for_longer_than_its_limit() -> None:
+    clock = Clock()
+    fence = Fence(27.0, end=end, clock=clock)
+    clock.now += 27.0
+    fence.check()
+    clock.now += 27.1
+    with pytest.raises(Ended, match=r"stood still for 27\.1 s, longer than 27\.0 s"):
+        fence.check()
+
+
+def test_turns_that_are_short_do_not_add_up() -> None:
+    clock = Clock()
+    fence = Fence(5.0, end=end, clock=clock)
+    for _ in range(100):
+        clock.now += 4.9
+        fence.check()
+
+
+def test_a_fence_remembers_the_longest_stall_beyond_an_idle_turn() -> None:
+    clock = Clock()
+    fence = Fence(10.0, end=end, clock=clock)
+    for seconds in (1.0, 3.5, 2.0):
+        clock.now += seconds
+        fence.check()
+    # An idle loop turns once a second: that is no stall.
+    assert fence.longest == pytest.approx(2.5)
+
+
+def test_an_idle_loop_turns_often_enough_to_be_known_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_TICK_SECONDS", 0.05)
+
+    class Counting(Fence):
+        turns = 0
+
+        def check(self) -> None:
+            super().check()
+            self.turns += 1
+            if self.turns > 4 and idle:
+                asyncio.get_running_loop().call_soon(idle[0].set)
+
+    idle: list[asyncio.Event] = []
+
+    async def wait() -> int:
+        idle.append(asyncio.Event())
+        async with asyncio.timeout(20):
+            await idle[0].wait()
+        return 3
+
+    assert runtime.run(wait, Counting(19.0, end=end)) == 3
+
+
+# Signals, in this process
+
+
+@pytest.mark.asyncio
+async def test_work_that_ends_by_itself_was_not_stopped() -> None:
+    async def work() -> None:
+        await asyncio.sleep(0)
+
+    assert await until_stopped(work()) is False
+
+
+@pytest.mark.asyncio
+async def test_what_work_raises_is_raised() -> None:
+    async def work() -> None:
+        raise LookupError("of the work")
+
+    with pytest.raises(LookupError, match="of the work"):
+        await until_stopped(work())
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_stops_the_work_and_waits_until_it_is_gone(number: signal.Signals) -> None:
+    events = []
+
+    async def work() -> None:
+        os.kill(os.getpid(), number)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            events.append("cleaned up")
+
+    async with asyncio.timeout(5):
+        assert await until_stopped(work()) is True
+    assert events == ["cleaned up"]
+
+
+# Ends, in processes of their own
+
+PRELUDE = """
+import asyncio, os, signal, sys, time
+from pathlib import Path
+from pipeline import logs, runtime
+logs.configure_logs("info")
+out = Path(sys.argv[1])
+def write(text):
+    with out.open("a") as file:
+        file.write(f"{time.monotonic()} {text}\\n")
+"""
+WRITES = """
+async def main():
+    while True:
+        write("sent")
+        await asyncio.sleep(0.02)
+sys.exit(runtime.run(main, runtime.Fence(0.5)))
+"""
+FAILS = """
+async def main():
+    asyncio.get_running_loop().call_soon(lambda: 1 / 0)
+    await asyncio.sleep(30)
+    return 0
+sys.exit(runtime.run(main, runtime.Fence(20)))
+"""
+TWICE = """
+async def main():
+    async def stubborn():
+        try:
+            await asyncio.sleep(30)
+        finally:
+            write("stopping")
+            await asyncio.sleep(30)
+    write("ready")
+    await runtime.until_stopped(stubborn())
+    return 0
+sys.exit(runtime.run(main, runtime.Fence(20)))
+"""
+
+
+class Script:
+    """A script that runs on the product's loop and writes lines of `time text` to a file."""
+
+    def __init__(self, directory: Path, text: str) -> None:
+        self._out = directory / "out"
+        self.process = Guarded([sys.executable, "-c", PRELUDE + text, str(self._out)], log=directory / "log")
+
+    @property
+    def lines(self) -> list[str]:
+        return self._out.read_text().splitlines() if self._out.exists() else []
+
+    def wait_for(self, text: str) -> None:
+        until(lambda: any(line.endswith(f" {text}") for line in self.lines), timeout=20, what=text)
+
+
+@pytest.fixture
+def scripts(tmp_path: Path) -> Iterator[list[Script]]:
+    made: list[Script] = []
+    yield made
+    for script in made:
+        script.process.close()
+
+
+def run(scripts: list[Script], directory: Path, text: str) -> Script:
+    scripts.append(Script(directory, text))
+    return scripts[-1]
+
+
+def test_a_process_that_was_stopped_for_too_long_ends_before_it_does_anything_else(
+    scripts: list[Script], tmp_path: Path
+) -> None:
+    script = run(scripts, tmp_path, WRITES)
+    script.wait_for("sent")
+    script.process.signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    until(lambda: time.monotonic() > stopped + 0.8, timeout=5, what="a stop that is too long")
+    script.process.signal(signal.SIGCONT)
+    assert script.process.wait(10) == EXIT_GAVE_UP == 70
+    assert "the event loop stood still" in script.process.log_tail()
+    assert float(script.lines[-1].split()[0]) < stopped + 0.1
+
+
+def test_a_callback_that_fails_ends_the_process_with_its_traceback(scripts: list[Script], tmp_path: Path) -> None:
+    script = run(scripts, tmp_path, FAILS)
+    assert script.process.wait(10) == EXIT_GAVE_UP
+    log = script.process.log_tail()
+    assert "a callback failed" in log
+    assert "ZeroDivisionError" in log
+
+
+def test_a_second_signal_ends_a_stop_that_hangs(scripts: list[Script], tmp_path: Path) -> None:
+    script = run(scripts, tmp_path, TWICE)
+    script.wait_for("ready")
+    script.process.signal(signal.SIGTERM)
+    script.wait_for("stopping")
+    script.process.signal(signal.SIGINT)
+    assert script.process.wait(10) == EXIT_GAVE_UP
+    assert "a second SIGINT came during the stop" in script.process.log_tail()
