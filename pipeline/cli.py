@@ -25,6 +25,7 @@ app = typer.Typer(
 topics_app = typer.Typer(no_args_is_help=True, help="The topics: create what is missing, describe what is there.")
 app.add_typer(topics_app, name="topics")
 
+_UNFOLDED = 1000
 _Answer = TypeVar("_Answer")
 ConfigFile = Annotated[
     Path | None,
@@ -102,7 +103,7 @@ def check_config(
     settings = load_settings(file=config)
     if not settings.optimizely.sdk_keys:
         raise ConfigurationError([f"{PREFIX}OPTIMIZELY__SDK_KEYS: name at least one SDK key"])
-    console = Console(soft_wrap=True)
+    console = _console()
     table = Table("setting", "value", box=None, header_style="bold")
     table.add_row(f"{PREFIX}ROLES", ", ".join(settings.roles))
     for name, section in settings:
@@ -113,6 +114,11 @@ def check_config(
     console.print(table)
     if topics:
         _describe(settings, console)
+
+
+def _console() -> Console:
+    """As wide as the terminal; into a pipe nothing is folded, so that one setting or topic is one line."""
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else _UNFOLDED)
 
 
 def _shown(field: str, value: object) -> str:
@@ -139,7 +145,7 @@ def create(config: ConfigFile = None) -> None:
 @topics_app.command("describe")
 def describe(config: ConfigFile = None) -> None:
     """Show the topics as they are, and what should be changed. Exit code 1 if anything should."""
-    _describe(load_settings(file=config), Console(soft_wrap=True))
+    _describe(load_settings(file=config), _console())
 
 
 def _describe(settings: Settings, console: Console) -> None:

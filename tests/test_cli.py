@@ -1,0 +1,247 @@
+"""The `pipeline` command as a person runs it: output, exit codes, and errors in one line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.messages.contracts import DECIDE_RESULT
+from pipeline.sandbox.processes import free_port, until
+from pipeline.sandbox.project_data import PRODUCTION, datafile
+from tests.support import Broker, Topics, delete_topics, unique_topics
+
+SECRET = "correct-horse-battery"
+KEYS = ["sandboxProduction01", "sandboxStaging0001"]
+
+
+def run(
+    *arguments: str, given: bytes = b"", settings: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_")}
+    environment |= {f"PIPELINE_{name}": value for name, value in (settings or {}).items()}
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments], input=given, capture_output=True, timeout=60, check=False,
+        env=environment,
+    )  # fmt: skip
+
+
+def errors(done: subprocess.CompletedProcess[bytes]) -> list[str]:
+    """What was told on standard error; nothing else may be there."""
+    lines = done.stderr.decode().splitlines()
+    assert all(line.startswith("error: ") for line in lines), lines
+    return [line.removeprefix("error: ") for line in lines]
+
+
+# check-config
+
+
+def test_check_config_shows_every_setting_in_effect_and_no_secret() -> None:
+    done = run(
+        "check-config",
+        settings={
+            "OPTIMIZELY__SDK_KEYS": json.dumps(KEYS), "KAFKA__SASL_PASSWORD": SECRET, "KAFKA__GROUP_ID": "my-group",
+            "ROLES": '["logx"]',
+        },
+    )  # fmt: skip
+    assert (done.returncode, errors(done)) == (0, [])
+    shown = dict(line.split(None, 1) for line in done.stdout.decode().splitlines()[1:])
+    shown = {name: value.strip() for name, value in shown.items()}
+    assert shown["PIPELINE_KAFKA__GROUP_ID"] == "my-group"
+    assert shown["PIPELINE_ROLES"] == "logx"
+    assert shown["PIPELINE_KAFKA__SASL_PASSWORD"] == "***"
+    assert shown["PIPELINE_OPTIMIZELY__POLL_INTERVAL"] == "60.0"
+    assert shown["PIPELINE_OPTIMIZELY__SDK_KEYS"].count("***") == 2
+    for secret in (SECRET, *KEYS):
+        assert secret.encode() not in done.stdout
+
+
+def test_check_config_tells_every_mistake_and_quotes_no_secret() -> None:
+    done = run(
+        "check-config",
+        settings={
+            "KAFKA__FOO": "1",
+            "OPS__PORT": "x",
+            "OPTIMIZELY__SDK_KEYS": f"{SECRET}!",
+            "KAFKA__SASL_PASSWORD": SECRET,
+        },
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert [line.split(":")[0] for line in errors(done)] == [
+        "PIPELINE_KAFKA__FOO", "PIPELINE_OPTIMIZELY__SDK_KEYS", "PIPELINE_OPS__PORT",
+    ]  # fmt: skip
+    assert SECRET.encode() not in done.stderr
+
+
+def test_check_config_needs_an_sdk_key_and_reads_a_file(tmp_path: Path) -> None:
+    done = run("check-config")
+    assert (done.returncode, errors(done)) == (2, ["PIPELINE_OPTIMIZELY__SDK_KEYS: name at least one SDK key"])
+    file = tmp_path / "pipeline.yaml"
+    file.write_text("optimizely: {sdk_keys: [someKey01]}\nkafka: {group_id: of-the-file}\n")
+    done = run("check-config", "--config", str(file))
+    assert done.returncode == 0
+    assert b"of-the-file" in done.stdout
+    assert b"someKey01" not in done.stdout
+
+
+def test_unknown_roles_and_commands_are_mistakes() -> None:
+    done = run("run", "--roles", "decide,contact", settings={"OPTIMIZELY__SDK_KEYS": "key"})
+    assert (done.returncode, errors(done)) == (2, ["--roles: contact; there are decide, logx, odp_events"])
+    assert run("run", "--roles", ",", settings={"OPTIMIZELY__SDK_KEYS": "key"}).returncode == 2
+    assert run("no-such-command").returncode == 2
+    assert b"check-config" in run("--help").stdout
+
+
+# topics
+
+
+@pytest.fixture
+def topics(kafka: Broker) -> Iterator[Topics]:
+    """Names of topics that are not there yet."""
+    named = unique_topics()
+    yield named
+    asyncio.run(delete_topics(kafka.bootstrap_servers, named))
+
+
+def settings_for(kafka: Broker, topics: Topics) -> dict[str, str]:
+    names = {f"TOPICS__{field.upper()}": name for field, name in asdict(topics).items()}
+    return names | {
+        "KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap_servers, "TOPICS__REPLICATION_FACTOR": "1",
+        "TOPICS__PARTITIONS": "3", "OPTIMIZELY__SDK_KEYS": "key",
+    }  # fmt: skip
+
+
+def test_topics_are_created_once_and_described(kafka: Broker, topics: Topics) -> None:
+    settings = settings_for(kafka, topics)
+    missing = run("topics", "describe", settings=settings)
+    assert missing.returncode == 1
+    advice = [f"{name} is missing: run `pipeline topics create`" for name in topics.names]
+    assert missing.stdout.decode().splitlines()[-5:] == advice
+    assert run("check-config", "--topics", settings=settings).returncode == 1
+    created = run("topics", "create", settings=settings)
+    assert (created.returncode, errors(created)) == (0, [])
+    assert created.stdout.decode().splitlines() == [f"{name}: created" for name in topics.names]
+    again = run("topics", "create", settings=settings)
+    assert again.stdout.decode().splitlines() == [f"{name}: was there already" for name in topics.names]
+    described = run("topics", "describe", settings=settings)
+    assert described.returncode == 0
+    lines = described.stdout.decode().splitlines()
+    assert [line.split()[:3] for line in lines[1:]] == [[name, "3", "1"] for name in topics.names]
+    assert "message.timestamp.type=LogAppendTime" in lines[1]
+    assert run("check-config", "--topics", settings=settings).returncode == 0
+
+
+def test_a_broker_that_is_not_there_is_one_line(topics: Topics) -> None:
+    settings = {"KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}", "KAFKA__START_TIMEOUT": "1"}
+    done = run("topics", "create", settings=settings)
+    (told,) = errors(done)
+    assert done.returncode == 1
+    assert told.startswith("no broker can be reached: check kafka.bootstrap_servers")
+
+
+# decide
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("offline") / "datafile.json"
+    file.write_text(json.dumps(datafile(PRODUCTION, "http://127.0.0.1:1")))
+    return file
+
+
+def decided(project: Path, lines: Sequence[bytes], *more: str) -> list[dict[str, Any]]:
+    done = run("decide", "--datafile", str(project), *more, given=b"\n".join(lines) + b"\n")
+    assert (done.returncode, done.stderr) == (0, b"")
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    for number, result in enumerate(results):
+        assert DECIDE_RESULT.is_valid(result), DECIDE_RESULT.first_fault(result)
+        assert result["source"] == f"stdin-0-{number}"
+    assert len(results) == len(lines)
+    return results
+
+
+def test_each_line_gives_a_result_and_a_broken_one_does_not_disturb_the_next(project: Path) -> None:
+    good = {"requestId": "r-1", "userId": "ada", "keys": ["emergency_stop"]}
+    results = decided(
+        project,
+        [
+            json.dumps(good).encode(), b"{", b"", b"[1]", b'{"keys": []}', b"\xff\xfe",
+            b'{"userId": "ada", "decideOptions": ["NO"]}', json.dumps(good | {"requestId": "r-2"}).encode() + b"\r",
+            b'{"userId": "ada", "pad": "' + b"x" * 1024**2 + b'"}', json.dumps(good | {"keys": None}).encode(),
+        ],
+    )  # fmt: skip
+    assert [bool(result.get("error")) for result in results] == [
+        False, True, True, True, True, True, True, False, True, False,
+    ]  # fmt: skip
+    assert results[0]["decisions"] == results[7]["decisions"]
+    assert (results[0]["requestId"], results[7]["requestId"]) == ("r-1", "r-2")
+    assert results[6]["error"] == "invalid option: NO"
+    assert len(results[9]["decisions"]) == 14
+    # What cannot be read names nobody.
+    assert (results[1]["userId"], results[1]["requestId"]) == ("", "stdin-0-1")
+
+
+def test_segments_come_from_a_file_and_only_for_requests_that_fetch_them(project: Path, tmp_path: Path) -> None:
+    segments = tmp_path / "segments.json"
+    segments.write_text('{"ada": ["loyal_customers"]}')
+    body = {"userId": "ada", "keys": ["checkout_redesign"]}
+    lines = [
+        json.dumps(body | more).encode()
+        for more in ({"fetchSegments": True}, {}, {"fetchSegments": True, "userId": "bob"})
+    ]
+    rules = [result["decisions"][0]["ruleKey"] for result in decided(project, lines, "--segments", str(segments))]
+    assert rules[0] == "checkout_loyal"
+    assert "checkout_loyal" not in rules[1:]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("datafile", "{", "--datafile: "),
+        ("datafile", None, "cannot be read"),
+        ("segments", "[]", "--segments: must be an object of user id -> list of segments"),
+        ("segments", "{", "--segments: not JSON"),
+        ("segments", '{"ada": "loyal"}', "--segments: must be an object"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line_and_exit_code_2(
+    project: Path, tmp_path: Path, name: str, text: str | None, told: str
+) -> None:
+    file = tmp_path / "given.json"
+    if text is not None:
+        file.write_text(text)
+    arguments = {"datafile": str(project), name: str(file)}
+    done = run("decide", *(part for option, path in arguments.items() for part in (f"--{option}", path)), given=b"{}\n")
+    (line,) = errors(done)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert told in line
+
+
+def test_results_come_line_by_line_and_a_reader_that_goes_away_is_no_traceback(project: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "decide", "--datafile", str(project)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    line = b'{"userId": "ada", "keys": []}\n'
+    with process.stdin, process.stderr:
+        with process.stdout:
+            process.stdin.write(line)
+            process.stdin.flush()
+            # The answer is here before there is a second question.
+            assert json.loads(process.stdout.readline())["userId"] == "ada"
+        process.stdin.write(line)
+        process.stdin.flush()
+        until(lambda: process.poll() is not None, timeout=10, what="its end")
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
