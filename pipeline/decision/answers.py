@@ -31,21 +31,17 @@ def answer(project: ProjectConfig, request: DecideRequest, facts: Facts, *, sour
     """
     if request.error is not None:
         return failure(request, request.error, source=source, timestamp=timestamp, revision=project.revision)
-    context = _context(request.user_id, request.attributes)
+    attributes = _echo(request.attributes)
+    context = b'{"userId":' + orjson.dumps(request.user_id) + b',"attributes":' + attributes + b"}"
     visitor = Visitor(request.user_id, request.attributes, facts.segments, request.forced)
-    decisions, impressions = _decide_all(project, request, visitor, context)
-    parts = [
-        _opening(request, source, timestamp),
-        project.written.revision,
-        b',"decisions":[',
-        b",".join(decisions),
-        b"]",
-    ]
+    pieces = [_opening(request, source, timestamp), project.written.decisions]
+    impressions = _decide_all(project, request, visitor, context, pieces)
     if impressions:
-        attributes = project.attributes.written(request.attributes)
-        parts += (project.written.tracking, attributes, b'],"impressions":[', b",".join(impressions), b"]}")
-    parts.append(b"}")
-    return b"".join(parts)
+        tracked = project.attributes.written(request.attributes, attributes)
+        pieces += (project.written.tracking, tracked, b'],"impressions":[', b",".join(impressions), b"]}}")
+    else:
+        pieces.append(b"]}")
+    return b"".join(pieces)
 
 
 def failure(request: DecideRequest, message: str, *, source: str, timestamp: int, revision: str | None) -> bytes:
@@ -65,55 +61,62 @@ def _opening(request: DecideRequest, source: str, timestamp: int) -> bytes:
     return orjson.dumps(fields)[:-1]
 
 
-def _context(user_id: str, attributes: Mapping[str, Any]) -> bytes:
-    """`userContext`: the user as asked for. An attribute too deep or too large to be written again is null."""
+def _echo(attributes: Mapping[str, Any]) -> bytes:
+    """The attributes as asked for. One too deep or too large to be written again is null."""
     try:
-        return orjson.dumps({"userId": user_id, "attributes": attributes})
+        return orjson.dumps(attributes)
     except TypeError:
-        writable = {key: value if _writable(value) else None for key, value in attributes.items()}
-        return orjson.dumps({"userId": user_id, "attributes": writable})
+        return orjson.dumps({key: value if _writable(value) else None for key, value in attributes.items()})
 
 
 def _writable(value: object) -> bool:
     try:
-        # Two levels down, as it will be: the depth of what can be written is limited.
-        orjson.dumps([[value]])
+        orjson.dumps([value])  # one level down, as it will be: depth is limited
     except TypeError:
         return False
     return True
 
 
 def _decide_all(
-    project: ProjectConfig, request: DecideRequest, visitor: Visitor, context: bytes
-) -> tuple[list[bytes], list[bytes]]:
-    """The decisions asked for, and one entry of `tracking.impressions` for each impression that is due."""
+    project: ProjectConfig, request: DecideRequest, visitor: Visitor, context: bytes, pieces: list[bytes]
+) -> list[bytes]:
+    """Add the decisions asked for to `pieces`; returns an entry of `tracking.impressions` for each impression due."""
     options = request.options
-    enabled_only = _ENABLED_ONLY in options and len(request.keys) != 1
     explained = _REASONS in options
-    decisions: list[bytes] = []
     impressions: list[bytes] = []
+    separator = b""
     for key in request.keys or project.flags:
         flag = project.flags.get(key)
         if flag is None:
             before, after = unknown_flag(key)
-            decisions.append(before + context + after)
+            pieces += (separator, before, context, after)
+            separator = b","
             continue
         visitor.infos = [] if explained else None
         visitor.bypassed = None
         outcome = decide(flag, visitor)
         if not options and visitor.bypassed is None:
             # The common case: all but the user context was written when the datafile arrived.
-            decisions.append(outcome.opening + context + outcome.plain)
+            rest = outcome.plain
             if outcome.tracked:
                 impressions.append(outcome.impression)
-            continue
-        due = [] if _SILENT in options else _due(outcome, visitor.bypassed)
-        # What is filtered from the answer was still decided: leaving its impression out would bias the experiment.
-        impressions += due
-        if outcome.enabled or outcome.failed or not enabled_only:
+        else:
+            due = [] if _SILENT in options else _due(outcome, visitor.bypassed)
+            # What is filtered from the answer was still decided: without its impression the experiment is biased.
+            impressions += due
+            if _filtered(outcome, request):
+                continue
             rest = _rest(outcome, visitor.infos, options, dispatched=bool(due))
-            decisions.append(outcome.opening + context + rest)
-    return decisions, impressions
+        pieces += (separator, outcome.opening, context, rest)
+        separator = b","
+    return impressions
+
+
+def _filtered(outcome: Outcome, request: DecideRequest) -> bool:
+    """A single key is answered whatever comes of it, and an error always is."""
+    if outcome.enabled or outcome.failed or len(request.keys) == 1:
+        return False
+    return _ENABLED_ONLY in request.options
 
 
 def _due(outcome: Outcome, bypassed: Outcome | None) -> list[bytes]:

@@ -52,7 +52,9 @@ def _variation(experiment: Experiment, visitor: Visitor) -> Outcome | None:
         return None
     if why is not None:
         reasons.bucketing(why, f'experiment "{experiment.key}"', visitor)
-    return experiment.pick(visitor.bucketing) if _in_group(experiment, visitor) else None
+    if experiment.group is not None and not _in_group(experiment, visitor):
+        return None
+    return experiment.pick(visitor.bucketing)
 
 
 def _whitelisted(experiment: Experiment, visitor: Visitor) -> Outcome | None:

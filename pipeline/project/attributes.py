@@ -11,19 +11,24 @@ from collections.abc import Mapping
 
 import orjson
 
-from pipeline.project.matchers import LARGEST_EXACT, SMALLEST_EXACT, is_exact_number
+from pipeline.project.matchers import is_exact_number
 
 _RESERVED_PREFIX = "$opt_"
 _BOT_FILTERING = "$opt_bot_filtering"
+
+# Some 6 MiB for a revision, if all are of the longest kind.
+MOST_REMEMBERED = 4096
+_LONGEST_REMEMBERED = 512
 
 
 class EventAttributes:
     """The attributes a project knows, by key."""
 
-    __slots__ = ("_bot_filtering", "_bot_filtering_text", "_ids", "_openings")
+    __slots__ = ("_bot_filtering", "_bot_filtering_text", "_ids", "_openings", "_remembered")
 
     def __init__(self, ids: Mapping[str, str], bot_filtering: bool | None) -> None:
         self._ids = dict(ids)
+        self._remembered: dict[bytes, bytes] = {}
         self._openings = {key: _opening(key, entity_id) for key, entity_id in ids.items() if entity_id}
         self._bot_filtering = bot_filtering
         self._bot_filtering_text = b""
@@ -42,9 +47,22 @@ class EventAttributes:
             found.append({"entity_id": _BOT_FILTERING, "key": _BOT_FILTERING, "type": "custom", "value": value})
         return found
 
-    def written(self, attributes: Mapping[str, object]) -> bytes:
-        """The same as JSON, without `type`, which is always `custom`, and without the brackets of the list."""
-        # One of the two largest costs of a decision: a dict for each attribute would take half as long again.
+    def written(self, attributes: Mapping[str, object], as_json: bytes) -> bytes:
+        """The same as JSON, without `type`, which is always `custom`, and without the brackets of the list.
+
+        `as_json` are the attributes once more. Choosing and writing them is the largest cost of a decision, and many
+        users have the same ones, so those of the last few thousand are remembered.
+        """
+        found = self._remembered.get(as_json)
+        if found is None:
+            found = self._write(attributes)
+            if len(as_json) <= _LONGEST_REMEMBERED:
+                if len(self._remembered) >= MOST_REMEMBERED:
+                    self._remembered.clear()
+                self._remembered[as_json] = found
+        return found
+
+    def _write(self, attributes: Mapping[str, object]) -> bytes:
         parts: list[bytes] = []
         for key, value in attributes.items():
             opening = self._openings.get(key)
@@ -52,8 +70,7 @@ class EventAttributes:
                 if not key.startswith(_RESERVED_PREFIX) or key in self._ids:
                     continue
                 opening = _opening(key, key)
-            kind = type(value)
-            if kind is str or (kind is int and SMALLEST_EXACT <= value <= LARGEST_EXACT) or _sendable(value):  # type: ignore[operator]
+            if type(value) is str or _sendable(value):
                 parts.append(opening + orjson.dumps(value) + b"}")
         if self._bot_filtering_text:
             parts.append(self._bot_filtering_text)

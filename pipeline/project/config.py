@@ -26,10 +26,10 @@ class OdpIntegration:
 class Written:
     """What is the same in all results of a revision, as JSON."""
 
-    revision: bytes
-    """The member `revision`, with its comma in front."""
+    decisions: bytes
+    """From `revision`, with its comma in front, up to the first decision."""
     tracking: bytes
-    """The member `tracking`, with its comma in front, up to its first attribute."""
+    """From the end of the decisions up to the first attribute of `tracking`."""
 
 
 @dataclass(frozen=True, slots=True)

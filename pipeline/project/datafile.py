@@ -76,8 +76,8 @@ def _written(document: Entry, revision: str) -> Written:
         "anonymizeIp": bool(document.boolean("anonymizeIP")),
     }
     return Written(
-        revision=b',"revision":' + orjson.dumps(revision),
-        tracking=b',"tracking":' + orjson.dumps(tracking)[:-1] + b',"attributes":[',
+        decisions=b',"revision":' + orjson.dumps(revision) + b',"decisions":[',
+        tracking=b'],"tracking":' + orjson.dumps(tracking)[:-1] + b',"attributes":[',
     )
 
 

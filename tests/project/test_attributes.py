@@ -7,7 +7,20 @@ from typing import Any
 import orjson
 import pytest
 
-from pipeline.project.attributes import EventAttributes
+from pipeline.project.attributes import MOST_REMEMBERED, EventAttributes
+
+
+def written(known: EventAttributes, attributes: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is written for a result, as an event carries it."""
+    try:
+        as_json = orjson.dumps(attributes)
+    except TypeError:
+        as_json = b"{}"  # an integer too large; a result echoes null
+    entries = orjson.loads(b"[" + known.written(attributes, as_json) + b"]")
+    return [
+        {"entity_id": one["entity_id"], "key": one["key"], "type": "custom", "value": one["value"]} for one in entries
+    ]
+
 
 KNOWN = EventAttributes({"country": "41", "$opt_user_agent": "42", "empty": ""}, None)
 
@@ -20,7 +33,7 @@ def test_values_that_are_sent(value: object) -> None:
 @pytest.mark.parametrize("value", [None, [], {}, ["x"], 2**53 + 1, 1e300, float("inf"), float("nan"), 10**400])
 def test_values_that_are_not(value: object) -> None:
     assert KNOWN.chosen({"country": value}) == []
-    assert KNOWN.written({"country": value}) == b""
+    assert written(KNOWN, {"country": value}) == []
 
 
 def test_keys() -> None:
@@ -46,5 +59,18 @@ def test_written_is_what_is_chosen() -> None:
         "no": 1,
         "nothing": None,
     }
-    written = orjson.loads(b"[" + everything.written(attributes) + b"]")
-    assert [{"type": "custom", **one} for one in written] == everything.chosen(attributes)
+    for _ in range(2):  # the second time from memory
+        assert written(everything, attributes) == everything.chosen(attributes)
+
+
+def test_what_is_remembered_is_bounded_and_told_apart_by_every_value() -> None:
+    attributes = EventAttributes({"a": "1"}, None)
+    for number in range(2 * MOST_REMEMBERED + 10):
+        assert written(attributes, {"a": number})[0]["value"] == number
+    assert len(attributes._remembered) <= MOST_REMEMBERED
+    for value in (1, True, 1.0, "1"):
+        (sent,) = written(attributes, {"a": value})
+        assert (type(sent["value"]), sent["value"]) == (type(value), value)
+    long = {"a": "x" * 1000}
+    assert written(attributes, long) == attributes.chosen(long)
+    assert all(len(as_json) < 1000 for as_json in attributes._remembered)
