@@ -30,9 +30,6 @@ class Visitor:
     that lets targeted deliveries through: it still owes its impression.
     """
 
-    infos: list[str] | None
-    bypassed: Outcome | None
-
     __slots__ = ("attributes", "bucketing", "bypassed", "forced", "infos", "segments", "user_id")
 
     def __init__(
@@ -49,3 +46,5 @@ class Visitor:
         self.bucketing = (bucketing_id if isinstance(bucketing_id, str) else user_id).encode()
         # Of two for one place the later counts.
         self.forced = {(item.flag_key, item.rule_key): item.variation_key for item in forced} if forced else None
+        self.infos: list[str] | None = None
+        self.bypassed: Outcome | None = None

@@ -68,7 +68,7 @@ def test_what_is_remembered_is_bounded_and_told_apart_by_every_value() -> None:
     for number in range(2 * MOST_REMEMBERED + 10):
         assert written(attributes, {"a": number})[0]["value"] == number
     assert len(attributes._remembered) <= MOST_REMEMBERED
-    for value in (1, True, 1.0, "1"):
+    for value in (1, True, 1.0, "1", "x", "X"):
         (sent,) = written(attributes, {"a": value})
         assert (type(sent["value"]), sent["value"]) == (type(value), value)
     long = {"a": "x" * 1000}
