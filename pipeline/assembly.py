@@ -96,7 +96,8 @@ class Worker:
         results = self._sink(topics.decide_results, partitions) if role == "decide" else None
         takeover = Takeover(
             group_id=f"{settings.kafka.group_id}.{role}", admin=admin, scanner=scanner,
-            results_topic=results.topic if results else None, role=role, metrics=self.metrics,
+            results_topic=results.topic if results else None, role=role,
+            topics=topics_of(role, topics), metrics=self.metrics,
         )  # fmt: skip
         dead_letters = DeadLetters(
             self._sink(topics.dead_letters, partitions), role=role,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -193,9 +192,5 @@ def main() -> NoReturn:
         code = 2
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - this is the command's own output
-        code = 1
-    except BrokenPipeError:
-        # The reader of our output went away; what is buffered for it goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code)

@@ -7,11 +7,10 @@ its partition, since the record is settled only by the acknowledgement.
 from __future__ import annotations
 
 import structlog
-from prometheus_client import Counter
 
 from pipeline.errors import Rejected
 from pipeline.kafka.sink import Receipt, Sink
-from pipeline.messages.dead_letters import POINTER_HEADER, dead_letter_headers
+from pipeline.messages.dead_letters import POINTER_HEADER, REASONS, dead_letter_headers
 from pipeline.messages.delivery import Delivery, Result
 from pipeline.metrics import Metrics
 
@@ -25,8 +24,8 @@ class DeadLetters:
         self._sink = sink
         self._role = role
         self._max_bytes = max_bytes
-        self._metrics = metrics
-        self._counters: dict[str, Counter] = {}
+        # Made at the start, a child for each reason: a series whose first sample is 1 shows no increase.
+        self._counters = {reason: metrics.dead_letters.labels(role, reason) for reason in REASONS}
 
     def write(self, record: Delivery, why: Rejected, receipt: Receipt) -> None:
         """Append the record to the dead letters; `receipt` is told when it is written."""
@@ -38,7 +37,7 @@ class DeadLetters:
         lane = self._sink.lane(record.partition % self._sink.partitions)
         # A tombstone keeps its null key or value as an empty one: a record needs one of them.
         lane.extend([Result(record.key or b"", value or b"", headers)], receipt)
-        self._counter(why.reason).inc()
+        self._counters[why.reason].inc()
         log.debug(
             "dead letter",
             role=self._role,
@@ -47,9 +46,3 @@ class DeadLetters:
             partition=record.partition,
             offset=record.offset,
         )
-
-    def _counter(self, reason: str) -> Counter:
-        counter = self._counters.get(reason)
-        if counter is None:
-            counter = self._counters[reason] = self._metrics.dead_letters.labels(self._role, reason)
-        return counter

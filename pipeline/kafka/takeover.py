@@ -15,7 +15,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.structs import OffsetAndMetadata
-from prometheus_client import Counter, Histogram
+from prometheus_client import Histogram
 
 from pipeline.kafka.commit_note import CommitNote
 from pipeline.kafka.partition import LOG_APPEND_TIME, Opening, Record
@@ -44,15 +44,17 @@ class Takeover:
         scanner: AIOKafkaConsumer,
         results_topic: str | None,
         role: str,
+        topics: Collection[str],
         metrics: Metrics,
     ) -> None:
-        """`results_topic` is None for a role that publishes nothing: then there is nothing to scan."""
+        """`topics`: what the role reads. `results_topic` is None for a role that publishes nothing: nothing to scan."""
         self._group_id = group_id
         self._admin = admin
         self._scanner = scanner
         self._results_topic = results_topic
         self._role = role
-        self._metrics = metrics
+        # Made at the start: a series whose first sample is 1 shows no increase.
+        self._lost = {topic: metrics.offsets_lost.labels(role, topic) for topic in topics}
         self._seconds: Histogram = metrics.takeover_seconds
         self._lock = asyncio.Lock()
 
@@ -101,8 +103,7 @@ class Takeover:
 
     def lost(self, tp: TopicPartition, offset: int, first: int) -> None:
         """A position is not in the log any more: records were deleted unread, or the topic was made anew."""
-        counter: Counter = self._metrics.offsets_lost.labels(self._role, tp.topic)
-        counter.inc()
+        self._lost[tp.topic].inc()
         log.error(
             "the committed offset is not in the log: records may be lost; reading from the log's start",
             role=self._role, topic=tp.topic, partition=tp.partition, committed=offset, log_start=first,

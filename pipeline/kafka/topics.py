@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,6 +17,8 @@ from pipeline.settings import KafkaSettings, Role, TopicsSettings
 _APPEND_TIME = "message.timestamp.type"
 _MAX_BYTES = "max.message.bytes"
 _RETENTION = "retention.ms"
+_PATIENCE_SECONDS = 2.0
+_LOOK_AGAIN_SECONDS = 0.25
 # What a broker adds around the records of a batch, with room to spare.
 _BATCH_OVERHEAD = 64 * 1024
 
@@ -135,12 +139,20 @@ async def _configs(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str
 async def check_topics(
     admin: AIOKafkaAdminClient, kafka: KafkaSettings, topics: TopicsSettings, roles: Iterable[Role]
 ) -> dict[str, int]:
-    """Partition counts of the topics that the roles need. Raises StartFailed that names every missing one."""
+    """Partition counts of the topics that the roles need. Raises StartFailed that names every missing one.
+
+    A topic made a moment ago may not be known to each broker yet, so missing ones are looked for a little longer.
+    """
     needed = {name for role in roles for name in topics_of(role, topics)} | {topics.dead_letters}
     if "decide" in roles:
         needed.add(topics.decide_results)
-    found = {entry["topic"]: len(entry["partitions"]) for entry in await admin.describe_topics(sorted(needed))}
-    missing = sorted(name for name in needed if not found.get(name))
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        found = {entry["topic"]: len(entry["partitions"]) for entry in await admin.describe_topics(sorted(needed))}
+        missing = sorted(name for name in needed if not found.get(name))
+        if not missing or time.monotonic() > deadline:
+            break
+        await asyncio.sleep(_LOOK_AGAIN_SECONDS)
     if missing:
         raise StartFailed(
             f"missing topics: {', '.join(missing)}. "

@@ -7,6 +7,7 @@ is the contract of what is added here.
 from __future__ import annotations
 
 from pipeline.errors import Rejected
+from pipeline.messages.contracts import DEAD_LETTER
 from pipeline.messages.delivery import SOURCE_HEADER, TIMESTAMP_HEADER, Delivery, identity_of
 
 TOPIC_HEADER = "pipeline-source-topic"
@@ -33,6 +34,9 @@ ADDED_HEADERS = frozenset(
     }
 )
 MAX_DETAIL_BYTES = 1024
+
+# The schema is the only list of reasons.
+REASONS: tuple[str, ...] = tuple(DEAD_LETTER.schema["properties"][REASON_HEADER]["enum"])
 
 
 def dead_letter_headers(record: Delivery, why: Rejected, *, role: str) -> list[tuple[str, bytes]]:

@@ -75,7 +75,12 @@ def kafka_settings(broker: Broker, **changes: object) -> KafkaSettings:
 
 @asynccontextmanager
 async def member(
-    settings: KafkaSettings, topics: Topics, handler: Callable[[str], Handler], *, partitions: int = 4, window: int = 10_000
+    settings: KafkaSettings,
+    topics: Topics,
+    handler: Callable[[str], Handler],
+    *,
+    partitions: int = 4,
+    window: int = 10_000,
 ) -> AsyncIterator[Member]:
     """A started member of role decide on the test's topics. Leaves as a killed process does if it was not stopped."""
     metrics = Metrics(CollectorRegistry())
@@ -87,12 +92,13 @@ async def member(
     letters = Sink(producer, topics.dead_letters, partitions=partitions, metrics=metrics, fail=fail)
     takeover = Takeover(
         group_id=f"{settings.group_id}.decide", admin=admin, scanner=scanner,
-        results_topic=topics.decide_results, role="decide", metrics=metrics,
+        results_topic=topics.decide_results, role="decide",
+        topics=[topics.decide_requests], metrics=metrics,
     )  # fmt: skip
     group = GroupConsumer(
         Role("decide", (topics.decide_requests,), window, handler=handler),
         consumer=consumer, takeover=takeover, results=results,
-        dead_letters=DeadLetters(letters, role="decide", max_bytes=int(settings.max_dead_letter_bytes), metrics=metrics),
+        dead_letters=DeadLetters(letters, role="decide", max_bytes=2 * 1024**2, metrics=metrics),
         settings=settings, drain_seconds=20, metrics=metrics, fail=fail,
     )  # fmt: skip
     await group.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 
 import pytest
@@ -108,7 +107,5 @@ async def test_two_members_share_the_work_and_a_rebalance_repeats_nothing(kafka:
             await two.consumer.assigned.wait()
             await produce(kafka, own.decide_requests, numbered(10_000))
             results = await read(kafka, own.decide_results, 4, count=20_000, seconds=60)
-            async with asyncio.timeout(10):
-                while len(one.consumer.partitions) != 2 or len(two.consumer.partitions) != 2:
-                    await asyncio.sleep(0.05)
+            assert [len(one.consumer.partitions), len(two.consumer.partitions)] == [2, 2]
     assert len(results) == len(set(sources(results))) == 20_000

@@ -35,7 +35,8 @@ class Openings:
         self.tp = TopicPartition(topics.decide_requests, 0)
         self._takeover = Takeover(
             group_id=self.group, admin=admin, scanner=scanner,
-            results_topic=topics.decide_results, role="decide", metrics=self.metrics,
+            results_topic=topics.decide_results, role="decide",
+            topics=[topics.decide_requests], metrics=self.metrics,
         )  # fmt: skip
 
     async def requests(self, count: int) -> None:

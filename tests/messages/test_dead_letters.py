@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import Rejected
 from pipeline.messages.contracts import DEAD_LETTER
-from pipeline.messages.dead_letters import ADDED_HEADERS, MAX_DETAIL_BYTES, POINTER_HEADER, dead_letter_headers
+from pipeline.messages.dead_letters import ADDED_HEADERS, MAX_DETAIL_BYTES, POINTER_HEADER, REASONS, dead_letter_headers
 from pipeline.messages.delivery import Headers, identity_of, source_of
 from tests.settled import Record
 
@@ -53,7 +53,7 @@ def test_the_contract_names_every_reason_there_is() -> None:
     }
     sentences = DEAD_LETTER.schema["properties"]["pipeline-reason"]["description"].split(": ")[1:]
     named = {name for sentence in sentences for name in re.findall(r"\b[a-z_]+\b", sentence.partition(".")[0])}
-    assert named == raised
+    assert named == raised == set(REASONS)
 
 
 def test_the_records_own_headers_come_first_and_stay_as_they_are() -> None:
