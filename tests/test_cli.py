@@ -229,11 +229,12 @@ def test_results_come_line_by_line_and_a_reader_that_goes_away_is_no_traceback(p
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", "decide", "--datafile", str(project)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
     )  # fmt: skip
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
-    line = b'{"userId": "ada", "keys": []}\n'
+    line = b'{"userId": "ada", "keys": ["emergency_stop"]}\n'
     with process.stdin, process.stderr:
         with process.stdout:
             process.stdin.write(line)

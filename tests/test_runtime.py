@@ -137,9 +137,13 @@ def write(text):
 """
 WRITES = """
 async def main():
-    while True:
+    # A timer, whose callback runs in the very turn that ends the wait.
+    def send():
         write("sent")
-        await asyncio.sleep(0.02)
+        asyncio.get_running_loop().call_later(0.02, send)
+    send()
+    await asyncio.sleep(30)
+    return 0
 sys.exit(runtime.run(main, runtime.Fence(0.5)))
 """
 FAILS = """
