@@ -54,7 +54,8 @@ class Decider:
         self.now = now
         self.max_age_ms = int(settings.max_age * 1000)
         self.options = frozenset(settings.options)
-        self.copied = frozenset(("traceparent", *settings.copy_headers))
+        # A request's own `source` would stand beside ours, and be taken for it.
+        self.copied = frozenset(("traceparent", *settings.copy_headers)) - {RESULT_SOURCE_HEADER}
         self.seconds = metrics.decide_seconds
         self.decided, self.failed, self.expired, self.rejected = (
             metrics.decide_requests.labels(outcome) for outcome in ("decided", "error", "expired", "rejected")

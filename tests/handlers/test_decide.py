@@ -374,8 +374,8 @@ def test_a_null_key_becomes_the_user_id_and_any_other_stays() -> None:
 
 
 def test_a_result_carries_its_source_traceparent_and_the_headers_to_copy() -> None:
-    bench = Bench(copy_headers=("tenant",))
-    headers = [("traceparent", b"00-1"), ("tenant", b"t1"), ("secret", b"s"), ("tenant", b"t2")]
+    bench = Bench(copy_headers=("tenant", "source"))
+    headers = [("traceparent", b"00-1"), ("tenant", b"t1"), ("secret", b"s"), ("tenant", b"t2"), ("source", b"x")]
     bench.chunk(body("a"), headers=headers)
     assert bench.log[0].headers == [
         ("source", b"topic-0-0"), ("traceparent", b"00-1"), ("tenant", b"t1"), ("tenant", b"t2"),
