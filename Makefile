@@ -10,7 +10,7 @@ export VENV
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo test faults check conformance bench format readme lock clean
+.PHONY: help setup setup-dev demo test faults check conformance bench format readme rules lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -37,12 +37,20 @@ define part
 	else printf '== %s: FAILED, %s s\n' '$(1)' $$(( $$(date +%s) - start )); exit 1; fi
 endef
 
-check: setup-dev ## All that must hold before a merge: format, lint, types, layers, README, tests
+# No Python package carries promtool, so this is a part of `make check` and not one of the tests.
+define promtool
+	{ command -v promtool >/dev/null || { echo "promtool is needed; on Debian and Ubuntu: apt-get install prometheus" >&2; false; }; } && \
+	promtool check rules --lint=all $(RULES).rules.yml && promtool test rules $(RULES).test.yml
+endef
+RULES := k8s/rules/decision-pipeline
+
+check: setup-dev ## All that must hold before a merge: format, lint, types, layers, README, alerts, tests
 	$(call part,format,$(BIN)/ruff format --check)
 	$(call part,lint,$(BIN)/ruff check)
 	$(call part,types,$(BIN)/mypy)
 	$(call part,layers,$(BIN)/lint-imports --no-cache)
 	$(call part,readme,$(RUN) tests.readme --check)
+	$(call part,rules,$(promtool))
 	$(call part,tests,$(RUN) pytest $(ARGS))
 
 conformance: setup-dev ## Compare decisions with the official SDK; ARGS="100000 7" sets number and seed
@@ -57,6 +65,10 @@ format: setup-dev ## Format the code and mend what the linter can mend
 
 readme: setup-dev ## Write the tables of README.md anew from the settings and metrics
 	@$(RUN) tests.readme
+
+rules: setup-dev ## Test the alerts (needs promtool) and write the PrometheusRule made from them
+	@$(promtool)
+	@$(RUN) tests.k8s.prometheus_rule
 
 # The largest lock is resolved first and constrains the others, so that the three never disagree on a version.
 LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \

@@ -1,0 +1,107 @@
+"""The dashboard: every panel reads what the worker exports, says what it shows, and has a place of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.k8s.promql import exported, metrics_in, mistakes
+
+DASHBOARD = json.loads((Path(__file__).parents[2] / "k8s" / "dashboards" / "decision-pipeline.json").read_text("utf-8"))
+ROWS = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+QUERIES = [(panel["title"], target) for panel in PANELS for target in panel["targets"]]
+COLUMNS = 24
+
+
+def resolved(expression: str) -> str:
+    """The expression as Grafana sends it."""
+    expression = expression.replace("$__rate_interval", "1m")
+    return re.sub(r"\$\w+", ".*", expression)
+
+
+def each_query() -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("target", [one for _, one in QUERIES], ids=[title for title, _ in QUERIES])
+
+
+def test_it_can_be_provisioned_and_found_again() -> None:
+    assert DASHBOARD["id"] is None
+    assert re.fullmatch(r"[a-z-]{1,40}", DASHBOARD["uid"])
+    assert DASHBOARD["schemaVersion"] == 39
+    # Those two are for dashboards imported by hand; provisioning leaves their variables unresolved.
+    assert not {"__inputs", "__requires"} & DASHBOARD.keys()
+
+
+def test_every_panel_has_an_id_a_title_and_a_place_of_its_own() -> None:
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(panels)
+    taken: dict[tuple[int, int], str] = {}
+    for panel in panels:
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= COLUMNS, panel["title"]
+        for cell in ((x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])):
+            assert taken.setdefault(cell, panel["title"]) == panel["title"]
+
+
+def test_the_rows_follow_the_flow() -> None:
+    assert [row["title"].split(":")[0] for row in ROWS] == [
+        "Flow", "Decide", "Segments", "Dispatch", "Datafiles", "Process and group",
+    ]  # fmt: skip
+    assert [panel["gridPos"]["y"] for panel in DASHBOARD["panels"]] == sorted(
+        panel["gridPos"]["y"] for panel in DASHBOARD["panels"]
+    )
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=[panel["title"] for panel in PANELS])
+def test_a_panel_says_what_it_shows(panel: dict[str, Any]) -> None:
+    assert panel["description"]
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    assert {one["datasource"]["uid"] for one in [panel, *panel["targets"]]} == {"${datasource}"}
+    references = [target["refId"] for target in panel["targets"]]
+    assert references
+    assert len(references) == len(set(references))
+
+
+@each_query()
+def test_a_query_reads_what_the_worker_exports(target: dict[str, Any]) -> None:
+    assert mistakes(resolved(target["expr"])) == []
+
+
+@each_query()
+def test_a_rate_follows_the_scrape_interval(target: dict[str, Any]) -> None:
+    assert re.findall(r"rate\([^\[]*\[(?!\$__rate_interval\])", target["expr"]) == []
+
+
+@each_query()
+def test_a_legend_names_labels_of_its_query(target: dict[str, Any]) -> None:
+    assert target["legendFormat"]
+    kept = {label for labels in re.findall(r"by \(([\w, ]+)\)", target["expr"]) for label in labels.split(", ")}
+    assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) == kept - {"le"}
+
+
+def test_every_variable_used_is_offered_and_used() -> None:
+    variables = DASHBOARD["templating"]["list"]
+    offered = {variable["name"] for variable in variables}
+    used = set(re.findall(r"\$\{?(\w+)", json.dumps([PANELS, [one.get("query") for one in variables]])))
+    assert used - {"__rate_interval", "__all"} == offered
+
+
+@pytest.mark.parametrize("variable", [one for one in DASHBOARD["templating"]["list"] if one["type"] == "query"])
+def test_a_variable_lists_a_label_that_is_there(variable: dict[str, Any]) -> None:
+    selector, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"]).groups()  # type: ignore[union-attr]
+    assert mistakes(f"sum by ({label}) ({resolved(selector)})") == []
+    # `.*` also matches series without the label, as they are outside Kubernetes.
+    assert variable["allValue"] == ".*"
+
+
+def test_every_metric_is_on_a_panel() -> None:
+    shown = {name for _, target in QUERIES for name in metrics_in(resolved(target["expr"]))}
+    histograms = {name.removesuffix("_bucket") for name in exported() if name.endswith("_bucket")}
+    unseen = {name for name in exported() if name != "up" and name not in shown}
+    parts = {f"{name}{suffix}" for name in histograms for suffix in ("_bucket", "_sum", "_count")}
+    assert unseen - parts == set()
+    assert {name for name in histograms if f"{name}_bucket" not in shown} == set()

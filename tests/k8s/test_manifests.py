@@ -1,0 +1,333 @@
+"""The manifests as kustomize builds them: valid, safe, consistent with one another and with the worker."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import kubernetes_validate
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+
+from pipeline.api.operations import Operations
+from pipeline.settings import ROLES, OpsSettings, Settings, load_settings
+
+ROOT = Path(__file__).parents[2]
+K8S = ROOT / "k8s"
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+SECRET = {
+    "PIPELINE_OPTIMIZELY__SDK_KEYS": '["key1","key2"]',
+    "PIPELINE_KAFKA__SASL_USERNAME": "decisions",
+    "PIPELINE_KAFKA__SASL_PASSWORD": "a word",
+}
+SELECTED = {"app.kubernetes.io/name": "decision-pipeline", "app.kubernetes.io/instance": "decision-pipeline"}
+
+Document = dict[str, Any]
+
+
+def built(directory: Path) -> list[Document]:
+    """What `kubectl kustomize` makes of a directory. kubectl comes with the packages of the tests."""
+    kubectl = Path(sys.executable).parent / "kubectl"
+    done = subprocess.run(
+        [str(kubectl), "kustomize", str(directory)], capture_output=True, text=True, timeout=60, env={"HOME": "/"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return list(yaml.safe_load_all(done.stdout))
+
+
+BASE = built(K8S / "base")
+
+
+def of_kind(kind: str, documents: list[Document] = BASE) -> list[Document]:
+    return [one for one in documents if one["kind"] == kind]
+
+
+def the(kind: str, documents: list[Document] = BASE) -> Document:
+    (one,) = of_kind(kind, documents)
+    return one
+
+
+WORKLOADS = of_kind("StatefulSet")
+
+
+def each_role() -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("workload", WORKLOADS, ids=[one["metadata"]["name"] for one in WORKLOADS])
+
+
+def pod_of(workload: Document) -> Document:
+    pod: Document = workload["spec"]["template"]["spec"]
+    return pod
+
+
+def container_of(workload: Document) -> Document:
+    (container,) = pod_of(workload)["containers"]
+    return dict(container)
+
+
+def labels_of(workload: Document) -> dict[str, str]:
+    labels: dict[str, str] = workload["spec"]["template"]["metadata"]["labels"]
+    return labels
+
+
+def environment_of(workload: Document, documents: list[Document] = BASE) -> dict[str, str]:
+    """What the process finds in its environment, with the Secret that README.md asks for."""
+    container = container_of(workload)
+    config = the("ConfigMap", documents)
+    from_config, from_secret = container["envFrom"]
+    assert from_config == {"configMapRef": {"name": config["metadata"]["name"]}}
+    assert from_secret == {"secretRef": {"name": "decision-pipeline"}}
+    own = {one["name"]: one.get("value", workload["metadata"]["name"] + "-0") for one in container["env"]}
+    return {**config["data"], **SECRET, **own}
+
+
+def matches(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    return selector.items() <= labels.items()
+
+
+@pytest.mark.parametrize("version", ["1.31", "1.37"])
+@pytest.mark.parametrize("document", BASE, ids=lambda one: f"{one['kind']}/{one['metadata']['name']}")
+def test_a_manifest_is_valid(document: Document, version: str) -> None:
+    kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_every_file_is_used() -> None:
+    for name in ("base", "monitoring", "rules", "dashboards"):
+        kustomization = yaml.safe_load((K8S / name / "kustomization.yaml").read_text("utf-8"))
+        generated = kustomization.get("configMapGenerator", [])
+        used = {
+            "kustomization.yaml",
+            *(path for path in kustomization.get("resources", []) if not path.startswith("..")),
+            *(patch["path"] for patch in kustomization.get("patches", [])),
+            *(path for one in generated for path in [*one.get("envs", []), *one.get("files", [])]),
+        }
+        there = {path.name for path in (K8S / name).iterdir()}
+        assert there - used == (
+            {"decision-pipeline.rules.yml", "decision-pipeline.test.yml"} if name == "rules" else set()
+        )
+
+
+def test_each_role_has_its_own_workload() -> None:
+    assert sorted(environment_of(one)["PIPELINE_ROLES"] for one in WORKLOADS) == sorted(ROLES)
+
+
+@each_role()
+def test_its_settings_are_accepted(workload: Document) -> None:
+    settings = load_settings(environment_of(workload))
+    assert settings.roles == (labels_of(workload)["app.kubernetes.io/component"].replace("-", "_"),)
+    assert settings.ops.host == "0.0.0.0"
+    assert settings.optimizely.sdk_keys == ("key1", "key2")
+
+
+@each_role()
+def test_membership_is_static_under_the_pods_name(workload: Document) -> None:
+    (instance,) = [one for one in container_of(workload)["env"] if one["name"] == "PIPELINE_KAFKA__GROUP_INSTANCE_ID"]
+    assert instance["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+    assert workload["spec"]["podManagementPolicy"] == "Parallel"
+    assert workload["spec"]["serviceName"] == the("Service")["metadata"]["name"]
+    assert the("Service")["spec"]["clusterIP"] == "None"
+
+
+@each_role()
+def test_nothing_adds_settings_behind_its_back(workload: Document) -> None:
+    # A Service named `pipeline` would otherwise put PIPELINE_SERVICE_HOST into the environment: exit code 2.
+    assert pod_of(workload)["enableServiceLinks"] is False
+
+
+def test_no_secret_is_in_the_repository() -> None:
+    assert of_kind("Secret") == []
+    secrets = {
+        f"PIPELINE_{section}__{name}".upper()
+        for section, model in Settings.model_fields.items()
+        for name, field in getattr(model.annotation, "model_fields", {}).items()
+        if SecretStr in (field.annotation, *getattr(field.annotation, "__args__", ()))
+    }
+    assert secrets
+    set_here = {*the("ConfigMap")["data"], *(one["name"] for role in WORKLOADS for one in container_of(role)["env"])}
+    assert set_here & {*SECRET, *secrets} == set()
+
+
+class _Waiting:
+    """A worker whose start waits for the CDN."""
+
+    def stuck(self) -> list[str]:
+        return []
+
+    def awaited(self) -> list[str]:
+        return ["waiting for the datafiles"]
+
+    def status(self) -> Mapping[str, Any]:
+        return {}
+
+
+@pytest.mark.asyncio
+async def test_while_the_cdn_is_away_a_pod_waits_unready_and_is_not_restarted() -> None:
+    operations = Operations(_Waiting(), CollectorRegistry(), OpsSettings(port=0))
+    await operations.start()
+    try:
+        async with aiohttp.ClientSession() as session:
+            for workload in WORKLOADS:
+                container = container_of(workload)
+                for probe, passes in (("startupProbe", True), ("livenessProbe", True), ("readinessProbe", False)):
+                    request = container[probe]["httpGet"]
+                    assert request["port"] == "ops"
+                    async with session.get(f"http://127.0.0.1:{operations.port}{request['path']}") as answer:
+                        assert answer.status == (200 if passes else 503), probe
+    finally:
+        await operations.close()
+
+
+@each_role()
+def test_liveness_is_slower_than_the_worker_s_own_fence(workload: Document) -> None:
+    kafka = load_settings(environment_of(workload)).kafka
+    probe = container_of(workload)["livenessProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] > kafka.session_timeout - kafka.heartbeat_interval
+
+
+@each_role()
+def test_a_stop_is_given_more_time_than_it_may_take(workload: Document) -> None:
+    settings = load_settings(environment_of(workload))
+    assert pod_of(workload)["terminationGracePeriodSeconds"] >= settings.ops.drain + 10
+
+
+@each_role()
+def test_the_ops_port_is_the_worker_s(workload: Document) -> None:
+    port = load_settings(environment_of(workload)).ops.port
+    assert container_of(workload)["ports"] == [{"name": "ops", "containerPort": port}]
+    assert the("Service")["spec"]["ports"] == [{"name": "ops", "port": port, "targetPort": "ops"}]
+    (rule,) = the("NetworkPolicy")["spec"]["ingress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": "ops"}]
+
+
+@each_role()
+def test_a_pod_may_do_nothing_that_it_does_not_need(workload: Document) -> None:
+    pod, container = pod_of(workload), container_of(workload)
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["serviceAccountName"] == the("ServiceAccount")["metadata"]["name"]
+    assert the("ServiceAccount")["automountServiceAccountToken"] is False
+    assert not {"hostNetwork", "hostPID", "hostIPC", "volumes", "initContainers"} & pod.keys()
+    user = {"runAsNonRoot": True, "runAsUser": 10001, "runAsGroup": 10001}
+    assert pod["securityContext"] == {**user, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+@each_role()
+def test_memory_is_bounded_and_cpu_is_not_throttled(workload: Document) -> None:
+    resources = container_of(workload)["resources"]
+    assert resources["requests"] == {"cpu": "1", "memory": "256Mi"}
+    assert set(resources["limits"]) == {"memory"}
+
+
+@each_role()
+def test_selectors_find_the_pods_of_one_role(workload: Document) -> None:
+    selector = workload["spec"]["selector"]["matchLabels"]
+    name = workload["metadata"]["name"]
+    assert [one["metadata"]["name"] for one in WORKLOADS if matches(selector, labels_of(one))] == [name]
+    budgets = [
+        one for one in of_kind("PodDisruptionBudget")
+        if matches(one["spec"]["selector"]["matchLabels"], labels_of(workload))
+    ]  # fmt: skip
+    assert [one["metadata"]["name"] for one in budgets] == [name]
+    assert budgets[0]["spec"]["maxUnavailable"] == 1
+    for constraint in pod_of(workload)["topologySpreadConstraints"]:
+        assert matches(constraint["labelSelector"]["matchLabels"], labels_of(workload))
+        assert constraint["matchLabelKeys"] == ["app.kubernetes.io/component"]
+        assert constraint["whenUnsatisfiable"] == "ScheduleAnyway"
+
+
+def test_what_is_for_all_roles_finds_the_pods_of_all_roles() -> None:
+    for selector in (the("Service")["spec"]["selector"], the("NetworkPolicy")["spec"]["podSelector"]["matchLabels"]):
+        assert selector == SELECTED
+        assert all(matches(selector, labels_of(one)) for one in WORKLOADS)
+
+
+def test_the_version_is_the_project_s() -> None:
+    assert {container_of(one)["image"] for one in WORKLOADS} == {f"decision-pipeline:{VERSION}"}
+    assert {one["metadata"]["labels"]["app.kubernetes.io/version"] for one in BASE} == {VERSION}
+    assert set(re.findall(r"decision-pipeline:([\d.]+\d)", (K8S / "README.md").read_text("utf-8"))) == {VERSION}
+
+
+def test_only_prometheus_comes_in_and_private_networks_stay_out_of_reach() -> None:
+    policy = the("NetworkPolicy")["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert [list(peer) for rule in policy["ingress"] for peer in rule["from"]] == [["namespaceSelector"]]
+    (web,) = [rule for rule in policy["egress"] if rule["ports"] == [{"protocol": "TCP", "port": 443}]]
+    blocked = {network for peer in web["to"] for network in peer["ipBlock"]["except"]}
+    assert {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7", "fe80::/10"} <= blocked
+    assert all(rule["to"] for rule in policy["egress"])
+
+
+@pytest.fixture(scope="module")
+def overlay(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
+    """What the overlay of k8s/README.md builds."""
+    directory = tmp_path_factory.mktemp("manifests")
+    shutil.copytree(K8S, directory / "k8s")
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", (K8S / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    (directory / "k8s" / "production").mkdir()
+    (directory / "k8s" / "production" / "kustomization.yaml").write_text(text, "utf-8")
+    return built(directory / "k8s" / "production")
+
+
+def test_the_overlay_shown_is_a_whole_installation(overlay: list[Document]) -> None:
+    workloads = {one["metadata"]["name"]: one for one in of_kind("StatefulSet", overlay)}
+    assert workloads["decision-pipeline-decide"]["spec"]["replicas"] == 8
+    assert {one["metadata"]["namespace"] for one in overlay} == {"decisions"}
+    settings_of_all = [
+        load_settings(environment_of(one, [two for two in overlay if "dashboard" not in two["metadata"]["name"]]))
+        for one in workloads.values()
+    ]
+    assert {one.kafka.security_protocol for one in settings_of_all} == {"SASL_SSL"}
+    # Merged with those of the base, not instead of them.
+    assert "PIPELINE_OPS__LOG_LEVEL" in next(one for one in of_kind("ConfigMap", overlay))["data"]
+
+
+def test_the_pod_monitor_scrapes_the_pods_of_all_roles(overlay: list[Document]) -> None:
+    # Its schema is not among Kubernetes' own, so its fields are named here.
+    monitor = the("PodMonitor", overlay)
+    assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
+    assert set(monitor["spec"]) == {"jobLabel", "selector", "podMetricsEndpoints"}
+    assert monitor["spec"]["selector"] == {"matchLabels": SELECTED}
+    assert monitor["spec"]["podMetricsEndpoints"] == [{"port": "ops", "path": "/metrics", "interval": "15s"}]
+    # What the alert on `up` asks for.
+    assert {labels_of(one)[monitor["spec"]["jobLabel"]] for one in WORKLOADS} == {"decision-pipeline"}
+
+
+def test_the_alerts_and_the_dashboard_come_with_it(overlay: list[Document]) -> None:
+    assert len(the("PrometheusRule", overlay)["spec"]["groups"]) == 1
+    (dashboard,) = [one for one in of_kind("ConfigMap", overlay) if "dashboard" in one["metadata"]["name"]]
+    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert list(dashboard["data"]) == ["decision-pipeline.json"]
+
+
+def comments() -> Iterator[tuple[str, str]]:
+    for path in sorted(K8S.rglob("*.yaml")):
+        yield path.name, path.read_text("utf-8")
+
+
+def test_every_setting_named_in_comments_is_there() -> None:
+    known = {
+        f"PIPELINE_{section}__{name}".upper()
+        for section, model in Settings.model_fields.items()
+        for name in getattr(model.annotation, "model_fields", {})
+    } | {"PIPELINE_ROLES", "PIPELINE_SERVICE_HOST"}
+    texts = [*comments(), ("README.md", (K8S / "README.md").read_text("utf-8"))]
+    unknown = {
+        (name, setting)
+        for name, text in texts
+        for setting in re.findall(r"\bPIPELINE_[A-Z_]+[A-Z]", text)
+        if setting not in known
+    }
+    assert unknown == set()

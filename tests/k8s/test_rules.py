@@ -1,0 +1,95 @@
+"""The alerts ask for what is there, tell a person what to do, and are all tested by promtool (`make rules`)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.k8s.prometheus_rule import RESOURCE, RULES, resource
+from tests.k8s.promql import TARGET_LABELS, exported, metrics_in, mistakes
+
+ROOT = Path(__file__).parents[2]
+(GROUP,) = yaml.safe_load(RULES.read_text("utf-8"))["groups"]
+ALERTS: list[dict[str, Any]] = GROUP["rules"]
+CASES = yaml.safe_load((RULES.parent / "decision-pipeline.test.yml").read_text("utf-8"))
+
+
+def each_alert() -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("alert", ALERTS, ids=[one["alert"] for one in ALERTS])
+
+
+def test_every_alert_has_a_name_of_its_own() -> None:
+    names = [one["alert"] for one in ALERTS]
+    assert len(names) > 15
+    assert len(names) == len(set(names))
+
+
+@each_alert()
+def test_an_alert_asks_for_what_the_worker_exports(alert: dict[str, Any]) -> None:
+    assert mistakes(alert["expr"]) == []
+
+
+@each_alert()
+def test_an_alert_says_how_urgent_it_is_and_what_to_do(alert: dict[str, Any]) -> None:
+    assert alert["labels"]["severity"] in ("critical", "warning")
+    assert set(alert["annotations"]) == {"summary", "description", "runbook"}
+    # Enough to act on, short enough for a telephone.
+    assert len(alert["annotations"]["summary"]) < 120
+    assert 80 < len(alert["annotations"]["description"]) < 600
+
+
+@each_alert()
+def test_an_alert_names_only_labels_that_it_has(alert: dict[str, Any]) -> None:
+    named = set(re.findall(r"\$labels\.(\w+)", str(alert["annotations"])))
+    aggregated = re.findall(r"by \(([\w, ]+)\)", alert["expr"])
+    kept = {label for labels in aggregated for label in labels.split(", ")} if aggregated else TARGET_LABELS
+    assert named <= kept
+
+
+@each_alert()
+def test_a_runbook_is_a_section_that_is_there(alert: dict[str, Any]) -> None:
+    path, anchor = alert["annotations"]["runbook"].split("#")
+    headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text("utf-8"), re.MULTILINE)
+    assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_alert()
+def test_the_settings_an_alert_names_are_there(alert: dict[str, Any]) -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    named = re.findall(r"PIPELINE_[A-Z_]+[A-Z]", alert["annotations"]["description"])
+    assert [name for name in named if f"| `{name}` |" not in readme] == []
+
+
+def test_every_alert_is_seen_to_fire() -> None:
+    fired = set(re.findall(r'alertname="(\w+)"', str([case["promql_expr_test"] for case in CASES["tests"]])))
+    assert fired == {one["alert"] for one in ALERTS}
+
+
+def test_the_cases_of_promtool_have_the_labels_of_the_worker() -> None:
+    # A series that no worker exports would prove an alert that never fires.
+    wrong = []
+    for case in CASES["tests"]:
+        for one in case["input_series"]:
+            name, labels = re.fullmatch(r"(\w+)\{(.*)\}", one["series"]).groups()  # type: ignore[union-attr]
+            given = set(re.findall(r"(\w+)=", labels))
+            if name not in exported() or given - TARGET_LABELS != exported()[name]:
+                wrong.append(one["series"])
+    assert wrong == []
+
+
+def test_the_resource_is_made_from_the_rules() -> None:
+    assert RESOURCE.read_text("utf-8") == resource(), "run `make rules`"
+
+
+def test_every_sign_of_trouble_has_an_alert() -> None:
+    asked = {name for alert in ALERTS for name in metrics_in(alert["expr"])}
+    trouble = {
+        "lag_seconds", "partitions_blocked", "upstream_held", "datafile_key_denied", "datafile_stale",
+        "dead_letters_total", "offsets_out_of_range_total", "commits_total", "event_loop_longest_stall_seconds",
+        "results_recovered_total", "segment_failures_total", "rebalances_total",
+    }  # fmt: skip
+    assert {f"decision_pipeline_{name}" for name in trouble} - asked == set()
