@@ -94,6 +94,7 @@ def test_every_variable_used_is_offered_and_used() -> None:
 def test_a_variable_lists_a_label_that_is_there(variable: dict[str, Any]) -> None:
     selector, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"]).groups()  # type: ignore[union-attr]
     assert mistakes(f"sum by ({label}) ({resolved(selector)})") == []
+    assert variable["datasource"]["uid"] == "${datasource}"
     # `.*` also matches series without the label, as they are outside Kubernetes.
     assert variable["allValue"] == ".*"
 
