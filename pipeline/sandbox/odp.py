@@ -2,9 +2,10 @@
 
 `POST /v3/graphql` is executed by graphql-core against a real schema, so a query is really parsed and validated; a user
 it does not know is an error at that alias, and null, beside the data of the others. `POST /v3/events` takes 1 to 500
-events and counts them once by `idempotence_id`. Controls: `api_keys`; `users`, an object user id -> segments that goes
-before the 5,000 people; `max_aliases` and `refuse_status`, a limit on users in a query and how it is refused (200: as
-GraphQL errors); `poison`, identifier values that an event request is refused for.
+events and counts them once by `idempotence_id`; an event makes its identifiers known and of one person.
+Controls: `api_keys`; `users`, an object user id -> segments that goes before the 5,000 people; `max_aliases` and
+`refuse_status`, a limit on users in a query and how it is refused (200: as GraphQL errors); `poison`, identifier
+values that an event request is refused for; `form`, `exact` or `fast` (see odp_fast.py).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import orjson
 from aiohttp import web
@@ -26,12 +28,37 @@ from graphql import (
     validate,
 )
 
+from pipeline.sandbox.odp_events import as_kept, events_fault
+from pipeline.sandbox.odp_fast import Answers, Shape, shape_of
+from pipeline.sandbox.odp_people import People
 from pipeline.sandbox.odp_schema import SCHEMA
-from pipeline.sandbox.project_data import API_KEYS, segments_of
+from pipeline.sandbox.project_data import API_KEYS
 from pipeline.sandbox.server import Handler, StandIn, answer_json, argument_parser, serve
 
 _QUERIES_KEPT = 1000
-_EVENTS_AT_ONCE = 500
+EXACT, FAST = "exact", "fast"
+
+
+class Query(NamedTuple):
+    """A text that was validated: what is wrong with it, or how to answer it."""
+
+    errors: list[GraphQLError]
+    document: DocumentNode
+    aliases: int
+    shape: Shape | None
+
+
+@dataclass(slots=True)
+class Asking:
+    """What the schema resolves an identifier by: the people of the account that asks."""
+
+    people: People
+    asked: Counter[str]
+
+    def known_segments(self, name: str, value: str) -> tuple[str, ...] | None:
+        """All segments of a user, None if there is no such user; called once for an alias."""
+        self.asked[value] += 1
+        return self.people.segments((name, value))
 
 
 class Odp(StandIn):
@@ -42,15 +69,19 @@ class Odp(StandIn):
         "max_aliases": None,
         "refuse_status": 400,
         "poison": [],
+        "form": EXACT,
     }
 
-    def __init__(self) -> None:
+    def __init__(self, form: str = EXACT) -> None:
         super().__init__()
+        self.initial["form"] = self.faults["form"] = form
         # Validating 50 aliases takes longer than executing them, and a worker sends the same text again and again.
-        self._queries: dict[str, DocumentNode | list[GraphQLError]] = {}
+        self._queries: dict[str, Query] = {}
+        self._answers = Answers()
         self.reset()
 
     def reset(self) -> None:
+        self._people: dict[str, People] = {}
         self._asked: Counter[str] = Counter()
         self._per_second: Counter[int] = Counter()
         self._graphql = self._aliases = self._unknown = self._largest_query = self._refused = self._denied = 0
@@ -78,6 +109,7 @@ class Odp(StandIn):
             "distinct_events": len(self._events),
             "repeated_events": self._events.total() - len(self._events),
             "largest_event_batch": self._largest_batch,
+            "stitched_persons": sum(people.stitched for people in self._people.values()),
             "refused_events": self._bad_events,
             "refusals": self._refusals,
         }
@@ -85,9 +117,15 @@ class Odp(StandIn):
             counted |= {"asked": self._asked, "event_bodies": list(self._bodies.values())}
         return counted
 
+    def ordered(self, controls: Mapping[str, Any]) -> None:
+        super().ordered(controls)
+        for people in self._people.values():
+            people.told = self.faults["users"]
+
     async def _post_graphql(self, request: web.Request) -> web.Response:
         body = await request.read()
-        if request.headers.get("x-api-key") not in self.faults["api_keys"]:
+        api_key = request.headers.get("x-api-key", "")
+        if api_key not in self.faults["api_keys"]:
             self._denied += 1
             return answer_json({"message": "Forbidden"}, status=403)
         self._graphql += 1
@@ -97,45 +135,50 @@ class Odp(StandIn):
             text, variables = document["query"], document.get("variables") or {}
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             return self._bad_query(f"not a GraphQL request: {error}", 400)
-        known = self._validated(text)
-        if isinstance(known, list):
-            return answer_json({"errors": [_formatted(error, "ValidationError") for error in known]})
-        operations = [node for node in known.definitions if isinstance(node, OperationDefinitionNode)]
-        aliases = sum(len(operation.selection_set.selections) for operation in operations)
+        query = self._queries.get(text) or self._validated(text)
+        if query.errors:
+            return answer_json({"errors": [_formatted(error, "ValidationError") for error in query.errors]})
         most = self.faults["max_aliases"]
-        if most is not None and aliases > most:
-            return self._bad_query(f"query is too complex: {aliases} > {most}", self.faults["refuse_status"])
-        self._aliases += aliases
-        self._largest_query = max(self._largest_query, aliases)
-        done = execute_sync(SCHEMA, known, root_value=self, variable_values=variables)
+        if most is not None and query.aliases > most:
+            return self._bad_query(f"query is too complex: {query.aliases} > {most}", self.faults["refuse_status"])
+        self._aliases += query.aliases
+        self._largest_query = max(self._largest_query, query.aliases)
+        return answer_json(self._answer_to(query, variables, Asking(self._people_of(api_key), self._asked)))
+
+    def _answer_to(self, query: Query, variables: Any, asking: Asking) -> dict[str, Any]:
+        if query.shape is not None and self.faults["form"] == FAST:
+            rendered = self._answers.answer(query.shape, variables, asking.known_segments)
+            if rendered is not None:
+                self._unknown += rendered[1]
+                return rendered[0]
+        done = execute_sync(SCHEMA, query.document, root_value=asking, variable_values=variables)
         assert isinstance(done, ExecutionResult)
         answer: dict[str, Any] = {"data": done.data}
         if done.errors:
             self._unknown += len(done.errors)
             answer["errors"] = [_formatted(error, "DataFetchingException") for error in done.errors]
-        return answer_json(answer)
+        return answer
 
-    def known_segments(self, fs_user_id: str) -> list[str] | None:
-        """All segments of a user, None if there is no such user; called by the schema, once for an alias."""
-        self._asked[fs_user_id] += 1
-        ordered: dict[str, list[str]] = self.faults["users"]
-        if fs_user_id in ordered:
-            return ordered[fs_user_id]
-        segments = segments_of(fs_user_id)
-        return None if segments is None else list(segments)
+    def _people_of(self, api_key: str) -> People:
+        """Accounts do not know each other's people."""
+        if api_key not in self._people:
+            self._people[api_key] = People(self.faults["users"])
+        return self._people[api_key]
 
-    def _validated(self, text: str) -> DocumentNode | list[GraphQLError]:
-        known = self._queries.get(text)
-        if known is None:
-            try:
-                document = parse(text)
-                known = validate(SCHEMA, document) or document
-            except GraphQLError as error:
-                known = [error]
-            if len(self._queries) >= _QUERIES_KEPT:
-                self._queries.clear()
-            self._queries[text] = known
-        return known
+    def _validated(self, text: str) -> Query:
+        document = DocumentNode(definitions=())
+        try:
+            document = parse(text)
+            errors = list(validate(SCHEMA, document))
+        except GraphQLError as error:
+            errors = [error]
+        operations = [node for node in document.definitions if isinstance(node, OperationDefinitionNode)]
+        aliases = sum(len(operation.selection_set.selections) for operation in operations)
+        if len(self._queries) >= _QUERIES_KEPT:
+            self._queries.clear()
+        shape = None if errors else shape_of(document)
+        query = self._queries[text] = Query(errors, document, aliases, shape)
+        return query
 
     def _bad_query(self, why: str, status: int) -> web.Response:
         self._refused += 1
@@ -144,14 +187,15 @@ class Odp(StandIn):
 
     async def _post_events(self, request: web.Request) -> web.Response:
         body = await request.read()
-        if request.headers.get("x-api-key") not in self.faults["api_keys"]:
+        api_key = request.headers.get("x-api-key", "")
+        if api_key not in self.faults["api_keys"]:
             self._denied += 1
             return answer_json({"title": "Forbidden", "status": 403}, status=403)
         try:
             events = orjson.loads(body)
         except orjson.JSONDecodeError:
             return self._bad_events_answer("not JSON")
-        fault = _events_fault(events)
+        fault = events_fault(events)
         if fault is not None:
             return self._bad_events_answer(fault)
         poison = set(self.faults["poison"])
@@ -159,10 +203,12 @@ class Odp(StandIn):
             return self._bad_events_answer("poison")
         self._event_requests += 1
         self._largest_batch = max(self._largest_batch, len(events))
+        people = self._people_of(api_key)
         for event in events:
             identity = str(event["data"]["idempotence_id"])
             self._events[identity] += 1
-            self._bodies[identity] = event
+            self._bodies[identity] = as_kept(event)
+            people.meet(event["identifiers"].items())
         return answer_json({"title": "Accepted", "status": 202}, status=202)
 
     def _bad_events_answer(self, why: str) -> web.Response:
@@ -177,38 +223,13 @@ def _formatted(error: GraphQLError, classification: str) -> dict[str, Any]:
     return formatted | {"extensions": {"classification": classification, **(error.extensions or {})}}
 
 
-def _events_fault(events: Any) -> str | None:
-    """What the data platform would refuse, None if nothing."""
-    if type(events) is not list or not 0 < len(events) <= _EVENTS_AT_ONCE:
-        return f"not an array of 1 to {_EVENTS_AT_ONCE} events"
-    for number, event in enumerate(events):
-        fault = _event_fault(event)
-        if fault is not None:
-            return f"[{number}]: {fault}"
-    return None
-
-
-def _event_fault(event: Any) -> str | None:
-    if type(event) is not dict or event.keys() != {"type", "action", "identifiers", "data"}:
-        return "not exactly type, action, identifiers, data"
-    for name in ("type", "action"):
-        if type(event[name]) is not str or not event[name]:
-            return f"{name} is no text"
-    identifiers, data = event["identifiers"], event["data"]
-    if type(identifiers) is not dict or not identifiers:
-        return "identifiers is empty"
-    if any(type(value) is not str or not value for value in identifiers.values()):
-        return "an identifier is no text"
-    if type(data) is not dict or any(type(value) in (list, dict) for value in data.values()):
-        return "data is not flat"
-    if not data.get("idempotence_id"):
-        return "idempotence_id is missing"
-    return None
-
-
 def main() -> None:
-    options = argument_parser("Stand-in for Optimizely's data platform").parse_args()
-    serve(Odp(), options.port)
+    parser = argument_parser("Stand-in for Optimizely's data platform")
+    parser.add_argument(
+        "--fast", action="store_const", const=FAST, default=EXACT, dest="form", help="answer without executing GraphQL"
+    )
+    options = parser.parse_args()
+    serve(Odp(options.form), options.port)
 
 
 if __name__ == "__main__":

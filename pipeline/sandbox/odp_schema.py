@@ -1,6 +1,6 @@
 """The part of the data platform's GraphQL schema that segments are read by, and how its fields are resolved.
 
-The root value has `known_segments(fs_user_id)`. Used by the stand-in for ODP.
+The root value has `known_segments(name, value)` of an identifier. Used by the stand-in for ODP.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from graphql import GraphQLError, GraphQLResolveInfo, build_schema
+
+from pipeline.sandbox.odp_fast import unknown_identifier
 
 _TEXT = """
 type Query {
@@ -21,7 +23,7 @@ type Audience { name: String, state: String }
 
 
 class Customer(NamedTuple):
-    segments: list[str]
+    segments: tuple[str, ...]
 
 
 def _customer(root: Any, info: GraphQLResolveInfo[Any], **identifiers: str | None) -> Customer:
@@ -29,13 +31,10 @@ def _customer(root: Any, info: GraphQLResolveInfo[Any], **identifiers: str | Non
     if len(given) != 1:
         raise GraphQLError("exactly one identifier is needed", extensions={"classification": "ValidationError"})
     ((name, value),) = given.items()
-    # The sandbox's people have one address each; their other identifiers end in the user id.
-    segments = root.known_segments(value.split("@")[0] if name == "email" else value)
+    segments = root.known_segments(name, value)
     if segments is None:
-        raise GraphQLError(
-            f"Exception while fetching data (/{info.path.key}) : could not resolve _{name} = {value}",
-            extensions={"code": "INVALID_IDENTIFIER_EXCEPTION", "classification": "DataFetchingException"},
-        )
+        error = unknown_identifier(str(info.path.key), name, value)
+        raise GraphQLError(error["message"], extensions=error["extensions"])
     return Customer(segments)
 
 

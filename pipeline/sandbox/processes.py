@@ -20,7 +20,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
 
 import pipeline
@@ -30,8 +30,13 @@ _PACKAGE_PARENT = Path(pipeline.__file__).parents[1]
 _GUARD = Path(__file__).with_name("guard.py")
 _CALL_SECONDS = 30
 
-Service = Literal["cdn", "odp", "logx"]
-SERVICES: tuple[Service, ...] = ("cdn", "odp", "logx")
+Service = Literal["cdn", "odp", "logx", "cmab"]
+SERVICES: tuple[Service, ...] = ("cdn", "odp", "logx", "cmab")
+CALLED: tuple[Service, ...] = ("cdn", "odp", "logx")
+"""Those a worker calls today."""
+
+_ANY_PORTS: Mapping[Service, int] = MappingProxyType({})
+_NO_ARGUMENTS: Mapping[Service, Sequence[str]] = MappingProxyType({})
 
 
 class Guarded:
@@ -132,10 +137,21 @@ def until(condition: Callable[[], bool], *, timeout: float, what: str, interval:
 
 
 class StandIns:
-    """The CDN, ODP and logx, each a process of its own on 127.0.0.1."""
+    """The CDN, ODP, logx and, where asked for, CMAB: each a process of its own on 127.0.0.1."""
 
-    def __init__(self, services: Sequence[Service] = SERVICES) -> None:
-        """Start them and wait for their ports."""
+    def __init__(
+        self,
+        services: Sequence[Service] = CALLED,
+        *,
+        ports: Mapping[Service, int] = _ANY_PORTS,
+        arguments: Mapping[Service, Sequence[str]] = _NO_ARGUMENTS,
+    ) -> None:
+        """Start them and wait for their ports: those given, free ones for the rest. `arguments` are the modules' own.
+
+        Raises StartFailed with what the service said.
+        """
+        self._wanted_ports = ports
+        self._arguments = arguments
         self._directory = Path(tempfile.mkdtemp(prefix="decision-pipeline-stand-ins-"))
         self._processes: dict[Service, Guarded] = {}
         self._ports: dict[Service, int] = {}
@@ -144,7 +160,8 @@ class StandIns:
             self._start(others)
             if "cdn" in services:
                 # The datafiles name the ODP they belong to, so it has to have a port first.
-                self._start(["cdn"], *(["--odp-host", self.odp_host] if "odp" in others else []))
+                self._arguments = {**arguments, "cdn": ["--odp-host", self.odp_host] if "odp" in others else []}
+                self._start(["cdn"])
         except BaseException:
             self.stop()
             raise
@@ -171,6 +188,18 @@ class StandIns:
     def logx_url(self) -> str:
         return f"{self.address('logx')}/v1/events"
 
+    @property
+    def prediction_url_template(self) -> str:
+        return f"{self.address('cmab')}/predict/%s"
+
+    @property
+    def ended(self) -> tuple[Service, ...]:
+        """Services that ended although nobody stopped them."""
+        return tuple(service for service, process in self._processes.items() if not process.running)
+
+    def pid(self, service: Service) -> int:
+        return self._processes[service].pid
+
     def address(self, service: Service) -> str:
         return f"http://127.0.0.1:{self._ports[service]}"
 
@@ -192,10 +221,12 @@ class StandIns:
             process.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _start(self, services: Sequence[Service], *arguments: str) -> None:
+    def _start(self, services: Sequence[Service]) -> None:
         for service in services:
+            port = str(self._wanted_ports.get(service, 0))
+            arguments = self._arguments.get(service, ())
             self._processes[service] = Guarded(
-                [sys.executable, "-m", f"pipeline.sandbox.{service}", "--port", "0", *arguments],
+                [sys.executable, "-m", f"pipeline.sandbox.{service}", "--port", port, *arguments],
                 log=self._directory / f"{service}.log",
                 remove=self._directory,
             )

@@ -56,6 +56,11 @@ def user_id(number: int) -> str:
     return f"user-{number:05d}"
 
 
+def email_of(user: str) -> str:
+    """The address that the data platform knows a person by, beside the user id."""
+    return f"{user}@shop.example"
+
+
 @cache
 def segments_of(user: str) -> tuple[str, ...] | None:
     """All segments of a person; None for someone the data platform has never seen."""

@@ -21,12 +21,14 @@ import orjson
 from aiohttp import web
 
 _LARGEST_BODY = 64 * 1024**2
+_LONGEST_HOLD = 30
 _NO_FAULTS: dict[str, Any] = {
     "latency": 0.0,  # seconds before every answer
     "status": None,  # answered to everything, and nothing is counted as taken
     "fail_next": 0,  # so many requests get `fail_status`
     "fail_status": 503,
     "drop_next": 0,  # so many requests are taken, and their connection closed without an answer
+    "hold_answers": False,  # requests are taken, and answered when this is false again
     "retry_after": None,  # header of a failure, in seconds
 }
 
@@ -41,11 +43,13 @@ class StandIn(ABC):
     """Names and initial values of a service's own controls; `POST /control` knows no others."""
 
     def __init__(self) -> None:
-        self._initial = _NO_FAULTS | dict(self.controls)
-        self.faults: dict[str, Any] = dict(self._initial)
+        self.initial = _NO_FAULTS | dict(self.controls)
+        self.faults: dict[str, Any] = dict(self.initial)
         self.requests = 0
         self.in_flight = 0
         self.most_in_flight = 0
+        self.unanswered = 0
+        self._released = asyncio.Event()
 
     @abstractmethod
     def routes(self) -> Mapping[tuple[str, str], Handler]:
@@ -62,6 +66,10 @@ class StandIn(ABC):
     def ordered(self, controls: Mapping[str, Any]) -> None:
         """Controls were set. Most act on the next request; a service that has others acts here."""
         self.faults |= controls
+        if self.faults["hold_answers"]:
+            self._released.clear()
+        else:
+            self._released.set()
 
     def application(self) -> web.Application:
         application = web.Application(client_max_size=_LARGEST_BODY)
@@ -95,19 +103,36 @@ class StandIn(ABC):
             wait = self.faults["retry_after"]
             return web.Response(status=status, headers={} if wait is None else {"Retry-After": str(wait)})
         response = await handler(request)
+        if self.faults["hold_answers"]:
+            await self._release()
         if self.faults["drop_next"] > 0 and request.transport is not None:
             self.faults["drop_next"] -= 1
             request.transport.abort()
         return response
 
+    async def _release(self) -> None:
+        """Wait until answers are given again. Whoever asked may be gone by then: what was taken stays taken."""
+        self.unanswered += 1
+        try:
+            await asyncio.wait_for(self._released.wait(), _LONGEST_HOLD)
+        except TimeoutError:
+            self.ordered({"hold_answers": False})
+        finally:
+            self.unanswered -= 1
+
     async def _get_ledger(self, request: web.Request) -> web.Response:
-        counted = {"requests": self.requests, "most_in_flight": self.most_in_flight, **self.ledger(request.query)}
+        counted = {
+            "requests": self.requests,
+            "most_in_flight": self.most_in_flight,
+            "unanswered": self.unanswered,  # taken, and held by `hold_answers`
+            **self.ledger(request.query),
+        }
         return answer_json(counted)
 
     async def _post_control(self, request: web.Request) -> web.Response:
         controls = orjson.loads(await request.read())
         if controls.pop("reset", False):
-            self.faults = dict(self._initial)
+            self.faults = dict(self.initial)
             self.requests = self.most_in_flight = 0
             self.reset()
         unknown = controls.keys() - self.faults.keys()
@@ -128,8 +153,11 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
 
 
 def serve(stand_in: StandIn, port: int) -> None:
-    """Serve until SIGTERM, Ctrl-C, or the end of standard input where that is a pipe."""
-    asyncio.run(_serve(stand_in, port))
+    """Serve until SIGTERM, Ctrl-C, or the end of standard input where that is a pipe. A port in use is one line."""
+    try:
+        asyncio.run(_serve(stand_in, port))
+    except OSError as error:
+        sys.exit(f"127.0.0.1:{port} cannot be listened on: {error.strerror or error}")
 
 
 async def _serve(stand_in: StandIn, port: int) -> None:

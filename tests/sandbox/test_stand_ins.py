@@ -8,39 +8,16 @@ import signal
 import subprocess
 import sys
 import textwrap
-import urllib.error
-import urllib.request
-from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
+from pipeline.errors import StartFailed
 from pipeline.sandbox import project_data as data
-from pipeline.sandbox.processes import Guarded, StandIns, until
-
-KEY = {"x-api-key": data.API_KEYS[data.PRODUCTION], "Content-Type": "application/json"}
-
-
-class Answered(NamedTuple):
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-def call(url: str, document: object = None, headers: Mapping[str, str] | None = None) -> Answered:
-    body = None if document is None else json.dumps(document).encode()
-    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json", **(headers or {})})
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return Answered(answer.status, dict(answer.headers), answer.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            return Answered(error.code, dict(error.headers), error.read())
+from pipeline.sandbox.processes import SERVICES, Guarded, StandIns, free_port, until
+from tests.sandbox.calls import Answered, call
 
 
 def event(uuid: int, **changes: Any) -> dict[str, Any]:
@@ -221,126 +198,6 @@ def test_logx_may_read_later(stand_ins: StandIns) -> None:
     assert (counted["distinct"], counted["refused"]) == (2, {"400": 1})
 
 
-# -- ODP
-
-_TWO = """query($a:[String],$u0:String,$u1:String){
-  u0:customer(fs_user_id:$u0){audiences(subset:$a){edges{node{name state}}}}
-  u1:customer(fs_user_id:$u1){audiences(subset:$a){edges{node{name state}}}}
-}"""
-
-
-def _graphql(stand_ins: StandIns, query: str, variables: dict[str, Any], **headers: str) -> Answered:
-    body = {"query": query, "variables": variables}
-    return call(f"{stand_ins.odp_host}/v3/graphql", body, KEY | headers)
-
-
-def test_odp_answers_for_each_alias(stand_ins: StandIns) -> None:
-    subset = ["loyal_customers", "churn_risk"]
-    answer = _graphql(stand_ins, _TWO, {"a": subset, "u0": "user-00001", "u1": "nobody"}).json
-    nodes = [edge["node"] for edge in answer["data"]["u0"]["audiences"]["edges"]]
-    known = data.segments_of("user-00001") or ()
-    assert nodes == [{"name": name, "state": "qualified" if name in known else "unqualified"} for name in subset]
-    assert answer["data"]["u1"] is None
-    assert [(error["path"], error["extensions"]) for error in answer["errors"]] == [
-        (["u1"], {"classification": "DataFetchingException", "code": "INVALID_IDENTIFIER_EXCEPTION"})
-    ]
-    counted = stand_ins.ledger("odp", query="full=1")
-    assert (counted["graphql_requests"], counted["aliases"], counted["largest_query"]) == (1, 2, 2)
-    assert (counted["unknown_users"], counted["asked"]) == (1, {"user-00001": 1, "nobody": 1})
-
-
-def test_odp_takes_the_sdk_s_query_and_other_identifiers(stand_ins: StandIns) -> None:
-    query = (
-        "query($userId: String, $audiences: [String]) {customer(fs_user_id: $userId) "
-        "{audiences(subset: $audiences) {edges {node {name state}}}}}"
-    )
-    answer = _graphql(stand_ins, query, {"userId": "user-00002", "audiences": ["mobile_users"]}).json
-    assert answer["data"]["customer"]["audiences"]["edges"][0]["node"]["name"] == "mobile_users"
-    by_mail = '{customer(email: "user-00002@shop.example") {audiences {edges {node {name}}}}}'
-    names = [
-        edge["node"]["name"] for edge in _graphql(stand_ins, by_mail, {}).json["data"]["customer"]["audiences"]["edges"]
-    ]
-    assert names == list(data.segments_of("user-00002") or ())
-
-
-def test_odp_knows_users_it_is_told_of(stand_ins: StandIns) -> None:
-    stand_ins.control("odp", users={"alice": ["beta"]})
-    answer = _graphql(stand_ins, _TWO, {"a": ["beta", "gamma"], "u0": "alice", "u1": "alice"}).json
-    states = [edge["node"]["state"] for edge in answer["data"]["u0"]["audiences"]["edges"]]
-    assert states == ["qualified", "unqualified"]
-    assert "errors" not in answer
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        "{customer(fs_user_id: 7) {audiences {edges {node {name}}}}}",
-        '{customer(fs_user_id: "a") {names}}',
-        "{customer(",
-    ],
-)
-def test_odp_refuses_a_query_its_schema_does_not_have(stand_ins: StandIns, query: str) -> None:
-    answer = _graphql(stand_ins, query, {}).json
-    assert "data" not in answer
-    assert answer["errors"][0]["extensions"]["classification"] == "ValidationError"
-
-
-def test_odp_checks_the_key_and_the_size_of_a_query(stand_ins: StandIns) -> None:
-    variables = {"a": [], "u0": "user-00001", "u1": "user-00002"}
-    assert _graphql(stand_ins, _TWO, variables, **{"x-api-key": "stolen"}).status == 403
-    stand_ins.control("odp", max_aliases=1)
-    assert _graphql(stand_ins, _TWO, variables).status == 400
-    stand_ins.control("odp", refuse_status=200)
-    assert "too complex" in _graphql(stand_ins, _TWO, variables).json["errors"][0]["message"]
-    counted = stand_ins.ledger("odp")
-    assert (counted["denied"], counted["refused"], counted["aliases"]) == (1, 2, 0)
-
-
-def _odp_event(number: int, **changes: Any) -> dict[str, Any]:
-    identifiers, known = {"fs_user_id": f"user-{number:05d}"}, {"idempotence_id": f"id-{number}"}
-    return {"type": "fullstack", "action": "viewed", "identifiers": identifiers, "data": known} | changes
-
-
-def test_odp_counts_events_once(stand_ins: StandIns) -> None:
-    url = f"{stand_ins.odp_host}/v3/events"
-    assert call(url, [_odp_event(1), _odp_event(2)], KEY).status == 202
-    assert call(url, [_odp_event(2)], KEY).status == 202
-    counted = stand_ins.ledger("odp", query="full=1")
-    assert (counted["events"], counted["distinct_events"], counted["repeated_events"]) == (3, 2, 1)
-    assert counted["largest_event_batch"] == 2
-    assert counted["event_bodies"] == [_odp_event(1), _odp_event(2)]
-
-
-@pytest.mark.parametrize(
-    "events",
-    [
-        [],
-        {},
-        [_odp_event(1)] * 501,
-        [_odp_event(1, action="")],
-        [_odp_event(1, type=None)],
-        [_odp_event(1, identifiers={})],
-        [_odp_event(1, identifiers={"fs_user_id": 7})],
-        [_odp_event(1, data={"idempotence_id": "x", "nested": {}})],
-        [_odp_event(1, data={})],
-        [_odp_event(1, surplus=1)],
-        [_odp_event(1), "text"],
-    ],
-)  # fmt: skip
-def test_odp_refuses_events_that_are_not_as_documented(stand_ins: StandIns, events: Any) -> None:
-    assert call(f"{stand_ins.odp_host}/v3/events", events, KEY).status == 400
-    counted = stand_ins.ledger("odp")
-    assert (counted["refused_events"], counted["events"]) == (1, 0)
-
-
-def test_odp_refuses_poisoned_events_and_foreign_keys(stand_ins: StandIns) -> None:
-    url = f"{stand_ins.odp_host}/v3/events"
-    stand_ins.control("odp", poison=["user-00002"])
-    assert call(url, [_odp_event(1), _odp_event(2)], KEY).status == 400
-    assert call(url, [_odp_event(1)], KEY).status == 202
-    assert call(url, [_odp_event(1)], KEY | {"x-api-key": "stolen"}).status == 403
-
-
 # -- CDN
 
 
@@ -413,12 +270,24 @@ def test_a_dropped_answer_was_taken(stand_ins: StandIns) -> None:
     assert (counted["distinct"], counted["repeats"]) == (2, 2)
 
 
+def test_a_held_answer_was_taken_and_comes_when_it_is_released(stand_ins: StandIns) -> None:
+    stand_ins.control("logx", hold_answers=True)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(call, stand_ins.logx_url, GOOD)
+        until(lambda: stand_ins.ledger("logx")["unanswered"] == 1, timeout=5, what="a held answer")
+        assert stand_ins.ledger("logx")["distinct"] == 2
+        assert not answer.done()
+        stand_ins.control("logx", hold_answers=False)
+        assert answer.result(5).status == 204
+    assert stand_ins.ledger("logx")["unanswered"] == 0
+
+
 def test_an_unknown_control_is_refused(stand_ins: StandIns) -> None:
     answer = call(stand_ins.address("odp") + "/control", {"latncy": 1})
     assert (answer.status, answer.json) == (400, {"error": "no such control: latncy"})
 
 
-@pytest.mark.parametrize("service", ["cdn", "odp", "logx"])
+@pytest.mark.parametrize("service", SERVICES)
 def test_a_stand_in_imports_nothing_of_the_worker(service: str) -> None:
     script = f"""
         import sys
@@ -442,12 +311,24 @@ def test_a_stand_in_ends_with_its_standard_input() -> None:
         assert process.wait(10) == 0
 
 
+def test_ports_are_chosen_and_a_port_in_use_is_told_in_one_line() -> None:
+    port = free_port()
+    with StandIns(["logx"], ports={"logx": port}) as running:
+        assert running.logx_url == f"http://127.0.0.1:{port}/v1/events"
+        with pytest.raises(StartFailed, match=f"logx ended: 127.0.0.1:{port} cannot be listened on: .*in use") as told:
+            StandIns(["logx"], ports={"logx": port})
+        assert "Traceback" not in str(told.value)
+        assert running.ended == ()
+        os.kill(running.pid("logx"), signal.SIGKILL)
+        until(lambda: running.ended == ("logx",), timeout=5, what="its end")
+
+
 def test_stand_ins_die_with_their_starter() -> None:
     script = """
         import sys
         from pipeline.sandbox.processes import StandIns
         running = StandIns()
-        print(*[process.pid for process in running._processes.values()], running._directory, flush=True)
+        print(*map(running.pid, running.services), running._directory, flush=True)
         sys.stdin.read()
     """
     starter = subprocess.Popen(
