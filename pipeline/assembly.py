@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from pipeline.api.operations import Operations
 from pipeline.datafile.poller import Datafiles
@@ -23,10 +23,11 @@ from pipeline.kafka import client
 from pipeline.kafka.consumer import GroupConsumer
 from pipeline.kafka.consumer import Role as RoleSpec
 from pipeline.kafka.dead_letters import DeadLetters
+from pipeline.kafka.lease import Lease
 from pipeline.kafka.partition import Handler
 from pipeline.kafka.sink import Sink
 from pipeline.kafka.takeover import Takeover
-from pipeline.kafka.topics import check_topics, topics_of
+from pipeline.kafka.topics import TopicFacts, check_topics, topics_of
 from pipeline.logx.dispatcher import Logx
 from pipeline.metrics import Metrics
 from pipeline.odp.events import OdpEvents
@@ -48,6 +49,8 @@ class Worker:
         if not settings.optimizely.sdk_keys:
             raise ConfigurationError(["PIPELINE_OPTIMIZELY__SDK_KEYS: name at least one SDK key"])
         self.settings = settings
+        # A second series for each counter that says when it was made: nobody asks, and each scrape carries them all.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.metrics.loop_stall_seconds.set_function(lambda: fence.longest)
@@ -73,14 +76,15 @@ class Worker:
         await client.wait_for_broker(settings.kafka)
         admin = await client.start_client(client.admin(settings.kafka))
         self._others.append(admin)
-        partitions = await check_topics(admin, settings.kafka, settings.topics, settings.roles)
+        topics = await check_topics(admin, settings.kafka, settings.topics, settings.roles)
         self._producer = await client.start_client(client.producer(settings.kafka))
         # Consumption begins when every key has a datafile or is known to be bad: a request would be lost otherwise.
         self._awaited = "the datafiles"
         await self.datafiles.settled()
         self._awaited = ""
+        letters = self._sink(settings.topics.dead_letters, topics, None)
         for role in settings.roles:
-            self.consumers.append(await self._consumer(role, admin, partitions))
+            self.consumers.append(await self._consumer(role, admin, topics, letters))
         for consumer in self.consumers:
             await consumer.start()
         gc.collect()
@@ -88,38 +92,43 @@ class Worker:
         gc.set_threshold(_GC_THRESHOLD)
         log.info("worker started", roles=list(settings.roles), group=settings.kafka.group_id)
 
-    async def _consumer(self, role: Role, admin: AIOKafkaAdminClient, partitions: Mapping[str, int]) -> GroupConsumer:
-        settings, topics = self.settings, self.settings.topics
-        consumer = await client.start_client(client.group_consumer(settings.kafka, role))
-        scanner = await client.start_client(client.scanner(settings.kafka))
+    async def _consumer(
+        self, role: Role, admin: AIOKafkaAdminClient, topics: Mapping[str, TopicFacts], letters: Sink
+    ) -> GroupConsumer:
+        kafka, names = self.settings.kafka, self.settings.topics
+        consumer = await client.start_client(client.group_consumer(kafka, role))
+        scanner = await client.start_client(client.scanner(kafka))
         self._others.append(scanner)
-        results = self._sink(topics.decide_results, partitions) if role == "decide" else None
+        lease = Lease(kafka.session_timeout - kafka.heartbeat_interval)
+        results = self._sink(names.decide_results, topics, lease) if role == "decide" else None
         takeover = Takeover(
-            group_id=f"{settings.kafka.group_id}.{role}", admin=admin, scanner=scanner,
-            results_topic=results.topic if results else None, role=role,
-            topics=topics_of(role, topics), metrics=self.metrics,
+            group_id=f"{kafka.group_id}.{role}", admin=admin, scanner=scanner, role=role,
+            results_topic=results.topic if results else None, topics=topics_of(role, names), metrics=self.metrics,
         )  # fmt: skip
         dead_letters = DeadLetters(
-            self._sink(topics.dead_letters, partitions), role=role,
-            max_bytes=int(settings.kafka.max_dead_letter_bytes), metrics=self.metrics,
+            letters, role=role, metrics=self.metrics,
+            max_bytes=min(int(kafka.max_dead_letter_bytes), topics[names.dead_letters].max_bytes),
         )  # fmt: skip
+        max_result_bytes = min(int(kafka.max_record_bytes), topics[names.decide_results].max_bytes) if results else 0
         return GroupConsumer(
-            self._role(role), consumer=consumer, takeover=takeover, results=results, dead_letters=dead_letters,
-            settings=settings.kafka, drain_seconds=settings.ops.drain, metrics=self.metrics, fail=give_up,
+            self._role(role, max_result_bytes), consumer=consumer, lease=lease, takeover=takeover, results=results,
+            dead_letters=dead_letters, settings=kafka, drain_seconds=self.settings.ops.drain,
+            metrics=self.metrics, fail=give_up,
         )  # fmt: skip
 
-    def _sink(self, topic: str, partitions: Mapping[str, int]) -> Sink:
+    def _sink(self, topic: str, topics: Mapping[str, TopicFacts], lease: Lease | None) -> Sink:
         assert self._producer is not None
-        return Sink(self._producer, topic, partitions=partitions[topic], metrics=self.metrics, fail=give_up)
+        partitions = topics[topic].partitions
+        return Sink(self._producer, topic, partitions=partitions, metrics=self.metrics, fail=give_up, lease=lease)
 
-    def _role(self, role: Role) -> RoleSpec:
+    def _role(self, role: Role, max_result_bytes: int) -> RoleSpec:
         settings, kafka = self.settings, self.settings.kafka
         topics = topics_of(role, settings.topics)
         max_bytes = int(kafka.max_record_bytes)
         if role == "decide":
             decider = Decider(
                 datafiles=self.datafiles, segments=self.segments, settings=settings.decide,
-                max_record_bytes=max_bytes, metrics=self.metrics,
+                max_record_bytes=max_bytes, max_result_bytes=max_result_bytes, metrics=self.metrics,
             )  # fmt: skip
             return RoleSpec(role, topics, kafka.window_records, handler=lambda _: decider.handler())
         if role == "odp_events":

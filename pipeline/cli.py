@@ -10,11 +10,12 @@ from typing import Annotated, NoReturn, TypeVar
 
 import typer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 from pydantic import BaseModel, SecretStr
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.errors import ConfigurationError, PipelineError
+from pipeline.errors import ConfigurationError, PipelineError, StartFailed
 from pipeline.settings import CONFIG_FILE, PREFIX, ROLES, Role, Settings, load_settings, masked
 
 app = typer.Typer(
@@ -171,6 +172,8 @@ async def _with_admin(settings: Settings, ask: Callable[[AIOKafkaAdminClient], A
     admin = await client.start_client(client.admin(settings.kafka))
     try:
         return await ask(admin)
+    except KafkaError as error:
+        raise StartFailed(f"the broker refused: {error}") from error
     finally:
         await client.stop_client(admin)
 

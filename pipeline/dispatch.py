@@ -210,7 +210,8 @@ class Dispatcher(Generic[K]):
         if batch is None:
             batch = Batch(lane.overhead)
             if self._full(batch, len(part), events):
-                self._reject(chunk, record, PayloadRefused("a single event is over the limit of a request", status=413))
+                if not chunk.abandoned:
+                    chunk.reject(record, Rejected("event_too_large", "alone it is over the limit of a request"))
                 return
             lane.opened = batch
             lane.timer = asyncio.get_running_loop().call_later(self._linger, self._lingered, lane)
@@ -375,6 +376,7 @@ class Dispatcher(Generic[K]):
         """Forget a key with nothing on its way, so that keys changed long ago leave nothing behind."""
         if lane.idle and self._lanes.get(lane.key) is lane:
             del self._lanes[lane.key]
+            self._progress.set()
             if lane.held is not None:
                 self._show_held()
 
@@ -388,3 +390,9 @@ def _settle(batch: Batch) -> None:
             chunk, run = part.chunk, 0
         run += 1
     chunk.done(run)
+
+
+def refusal(service: str, error: PayloadRefused) -> str:
+    """What a service said of the one part it refused, for the dead letter, which holds the part's record anyway."""
+    said = error.body.decode("utf-8", "replace").strip()
+    return f"{service} refused the event: {error}" + (f": {said}" if said else "")

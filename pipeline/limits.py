@@ -1,4 +1,4 @@
-"""How long to wait before asking again: exponential with full jitter, and what the service asked for if it did."""
+"""How long to wait before asking again: exponential with jitter, and what the service asked for if it did."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 class Backoff:
     """Delays in seconds for a series of failures: at most `first * 2**n`, never over `cap`, jittered.
 
-    Jitter is full (from half to all of the delay), so that a fleet does not come back as one.
+    Each is between half and all of that, so that a fleet does not come back as one.
     """
 
     first: float = 0.2

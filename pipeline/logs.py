@@ -42,6 +42,8 @@ def configure_logs(level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
+    # At DEBUG aiokafka logs every record that it sends, key and value.
+    logging.getLogger("aiokafka").setLevel(max(root.level, logging.INFO))
 
 
 class _Repeats(logging.Filter):

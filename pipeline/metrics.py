@@ -35,7 +35,7 @@ class Metrics:
         self.bytes_in_flight = gauge("bytes_in_flight", "Bytes of the records taken and not yet settled.", "role")
         self.lag_records = gauge(
             "lag_records",
-            "Records behind the end of an owned partition, by committed offset.",
+            "Records behind the end of an owned partition, by settled offset.",
             "role",
             "topic",
             "partition",
@@ -96,7 +96,7 @@ class Metrics:
         )
         self.datafile_denied = gauge(
             "datafile_key_denied",
-            "1 while the CDN answers 401, 403 or 404 for the key: its requests get an error.",
+            "1 while the CDN answers 401, 403 or 404 for the key. Never loaded: its requests get an error.",
             "sdk_key",
         )
         self.datafile_stale = gauge(

@@ -13,7 +13,8 @@ import orjson
 from pipeline.decision import Facts, answer, failure
 from pipeline.errors import ConfigurationError, DatafileRefused, Rejected
 from pipeline.messages.decide import DecideRequest, parse_decide_request
-from pipeline.project import compile_datafile
+from pipeline.messages.words import FETCH_FAILED, UNKNOWN_KEY
+from pipeline.project import ProjectConfig, compile_datafile
 
 _MAX_LINE_BYTES = 1024**2
 
@@ -37,12 +38,22 @@ def decide_lines(lines: Iterable[bytes], datafile: bytes, segments: bytes) -> It
         except Rejected as why:
             yield failure(_nobody(), str(why), source=source, timestamp=timestamp, revision=None)
             continue
+        fault = _fault(request, project)
         request.sdk_key = request.sdk_key or project.sdk_key or None
-        if request.error is not None:
-            yield failure(request, request.error, source=source, timestamp=timestamp, revision=None)
+        if fault is not None:
+            yield failure(request, fault, source=source, timestamp=timestamp, revision=None)
         else:
             facts = known.get(request.user_id, nobody) if request.fetch_segments else Facts()
             yield answer(project, request, facts, source=source, timestamp=timestamp)
+
+
+def _fault(request: DecideRequest, project: ProjectConfig) -> str | None:
+    """Why a request cannot be decided, as the decide role would say it."""
+    if request.error is not None:
+        return request.error
+    if request.sdk_key and project.sdk_key and request.sdk_key != project.sdk_key:
+        return UNKNOWN_KEY
+    return FETCH_FAILED if request.fetch_segments and project.odp is None else None
 
 
 def _segments(document: bytes) -> dict[str, Facts]:

@@ -35,6 +35,9 @@ Role = Literal["decide", "logx", "odp_events"]
 ROLES: tuple[Role, ...] = ("decide", "logx", "odp_events")
 
 SDK_KEY_PATTERN = r"^[A-Za-z0-9+/=_-]{1,128}$"
+_SERVERS = r"^(\[[^\]]+\]|[^,:\s]+):\d{1,5}(,(\[[^\]]+\]|[^,:\s]+):\d{1,5})*$"
+# For the last commit of a hand-over, after the drain.
+_HANDOVER_MARGIN = 15.0
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
 
@@ -63,7 +66,9 @@ class KafkaSettings(Section):
     """The broker, the consumer groups and the limits of the partition loop."""
 
     bootstrap_servers: str = Field(
-        "127.0.0.1:9092", description="Brokers to ask first, `host:port`, separated by commas."
+        "127.0.0.1:9092",
+        pattern=_SERVERS,
+        description="Brokers to ask first, `host:port`, separated by commas.",
     )
     group_id: str = Field("decision-pipeline", min_length=1, description="Each role's group is `<group_id>.<role>`.")
     group_instance_id: str | None = Field(
@@ -189,7 +194,9 @@ class OptimizelySettings(Section):
 class DecideSettings(Section):
     """Defaults for decide requests."""
 
-    max_age: float = Field(0, ge=0, description="A request older than this is answered `request expired`; 0: never.")
+    max_age: float = Field(
+        0, ge=0, le=10**9, description="A request older than this is answered `request expired`; 0: never."
+    )
     copy_headers: Names = Field((), description="Headers of a request that its result carries as well.")
     options: Names = Field((), description="decideOptions added to every request.")
 
@@ -276,10 +283,19 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _coherent(self) -> Settings:
-        if self.kafka.rebalance_timeout < self.ops.drain:
-            raise ValueError(
-                "kafka.rebalance_timeout must be at least ops.drain: a partition is drained before it is given back"
+        mistakes = []
+        if self.kafka.rebalance_timeout < self.ops.drain + _HANDOVER_MARGIN:
+            mistakes.append(
+                f"kafka.rebalance_timeout must be at least {_HANDOVER_MARGIN:g} s more than ops.drain: partitions are "
+                "drained and committed before they are given back"
             )
+        if len(set(self.roles)) != len(self.roles):
+            mistakes.append("roles holds a role twice")
+        names = [value for _, value in self.topics if isinstance(value, str)]
+        if len(set(names)) != len(names):
+            mistakes.append("topics: two of them have one name")
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
         return self
 
 
@@ -341,10 +357,35 @@ def load_settings(environ: Mapping[str, str] | None = None, file: Path | None = 
     if file is None and environ.get(CONFIG_FILE):
         file = Path(environ[CONFIG_FILE])
     values = _merged(_from_file(file) if file else {}, _from_environment(environ))
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as error:
-        raise ConfigurationError(_mistakes(error)) from error
+    mistakes: list[str] = []
+    while True:
+        try:
+            settings = Settings.model_validate(values)
+        except ValidationError as error:
+            mistakes += [mistake for mistake in _mistakes(error) if mistake not in mistakes]
+            # What does not fit together is only looked for among good values: it is asked for again without the bad.
+            if not _without_mistaken(values, error):
+                raise ConfigurationError(mistakes) from error
+        else:
+            break
+    if mistakes:
+        raise ConfigurationError(mistakes)
+    return settings
+
+
+def _without_mistaken(values: dict[str, Any], error: ValidationError) -> bool:
+    """Take the values found bad out of `values`; False if there is none left to take out."""
+    taken = False
+    for item in error.errors(include_url=False, include_input=False):
+        inner: Any = values
+        *sections, name = [str(part) for part in item["loc"][:2]] or [""]
+        for section in sections:
+            inner = inner.get(section) if isinstance(inner, dict) else None
+        # A section whose values do not fit together is named as a whole: it goes last, as a whole.
+        if isinstance(inner, dict) and name in inner:
+            del inner[name]
+            taken = True
+    return taken
 
 
 def masked(sdk_key: str) -> str:

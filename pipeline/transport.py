@@ -85,7 +85,10 @@ class Transport:
             raise Unavailable(f"no answer within {timeout:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
             raise Unavailable(f"{type(error).__name__}: {error}") from error
-        if 200 <= answer.status < 300 or answer.status == 304:
+        except ValueError as error:
+            # A host or header that cannot be sent at all (UnicodeError of IDNA is one): a datafile may name any.
+            raise UpstreamError(f"cannot be asked: {type(error).__name__}: {error}") from error
+        if 200 <= answer.status < 300 or (answer.status == 304 and method == "GET"):
             return answer
         raise _failure(answer)
 

@@ -227,7 +227,7 @@ async def test_part_over_the_limit_is_rejected_without_a_request() -> None:
         bad = made.add(b"x" * 9, chunk)
         made.add(b"2", chunk)
         await drained(made)
-        assert [(record, why.reason) for record, why in chunk.rejected] == [(bad, "desk_refused")]
+        assert [(record, why.reason) for record, why in chunk.rejected] == [(bad, "event_too_large")]
         assert sorted(body for _, body in made.desk.accepted) == [b"[1]", b"[2]"]
         assert chunk.settled == 2
 

@@ -22,13 +22,13 @@ from yarl import URL
 
 from pipeline.errors import AccessRefused, DatafileRefused, Unavailable, UpstreamError
 from pipeline.limits import Backoff
+from pipeline.messages.words import UNKNOWN_KEY
 from pipeline.metrics import Metrics
 from pipeline.project import ProjectConfig, compile_datafile
 from pipeline.settings import OptimizelySettings, masked
 from pipeline.transport import Answer, Transport
 
 NEW, UNCHANGED, REFUSED, DENIED, FAILED = OUTCOMES = ("new", "unchanged", "refused", "denied", "failed")
-UNKNOWN_KEY = "unknown SDK key"
 FIRST_RETRY = 0.5
 REMIND_EVERY = 30.0
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from pipeline.datafile.poller import Datafiles
 from pipeline.decision import Facts, answer, failure
 from pipeline.errors import Rejected, SegmentsUnavailable
-from pipeline.handlers.keys import SDK_KEY_MISSING
 from pipeline.messages.decide import DecideRequest, parse_decide_request
 from pipeline.messages.delivery import RESULT_SOURCE_HEADER, Chunk, Delivery, Result, identity_of, source_of
+from pipeline.messages.words import EXPIRED, FETCH_FAILED, SDK_KEY_MISSING
 from pipeline.metrics import Metrics
 from pipeline.odp.segments import Segments
 from pipeline.project import ProjectConfig
@@ -26,9 +26,6 @@ from pipeline.settings import DecideSettings
 if TYPE_CHECKING:
     from asyncio import Future
 
-# The Agent's answer to a fetch that failed, and to ODP not being integrated.
-FETCH_FAILED = "failed to fetch qualified segments"
-EXPIRED = "request expired"
 _EXPIRES_AT = "expires-at"
 _LONGEST_TIME = 15
 _NOT_FETCHED = Facts()
@@ -45,12 +42,14 @@ class Decider:
         segments: Segments,
         settings: DecideSettings,
         max_record_bytes: int,
+        max_result_bytes: int,
         metrics: Metrics,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.datafiles = datafiles
         self.segments = segments
         self.max_record_bytes = max_record_bytes
+        self.max_result_bytes = max_result_bytes
         self.now = now
         self.max_age_ms = int(settings.max_age * 1000)
         self.options = frozenset(settings.options)
@@ -198,7 +197,7 @@ class DecideHandler:
             request.options |= shared.options
         source, timestamp = identity_of(record)
         value = answer(project, request, facts, source=source, timestamp=timestamp)
-        if len(value) > shared.max_record_bytes:
+        if len(value) > shared.max_result_bytes:
             shared.rejected.inc()
             chunk.reject(record, Rejected("result_too_large", f"its result has {len(value)} bytes"))
             return

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pipeline.datafile.poller import Datafiles
 from pipeline.errors import Rejected
+from pipeline.messages.words import SDK_KEY_MISSING
 from pipeline.project import ProjectConfig
-
-SDK_KEY_MISSING = "sdkKey is needed: the worker has several"
 
 
 def project_of(datafiles: Datafiles, sdk_key: str | None) -> ProjectConfig:

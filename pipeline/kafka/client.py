@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -34,11 +35,15 @@ def _connection(settings: KafkaSettings) -> dict[str, Any]:
         "security_protocol": settings.security_protocol,
     }
     if settings.security_protocol.endswith("SSL"):
-        values["ssl_context"] = create_ssl_context(
-            cafile=str(settings.ssl_cafile) if settings.ssl_cafile else None,
-            certfile=str(settings.ssl_certfile) if settings.ssl_certfile else None,
-            keyfile=str(settings.ssl_keyfile) if settings.ssl_keyfile else None,
-        )
+        try:
+            values["ssl_context"] = create_ssl_context(
+                cafile=str(settings.ssl_cafile) if settings.ssl_cafile else None,
+                certfile=str(settings.ssl_certfile) if settings.ssl_certfile else None,
+                keyfile=str(settings.ssl_keyfile) if settings.ssl_keyfile else None,
+            )
+        except OSError as error:
+            text = error.strerror or str(error)
+            raise StartFailed(f"kafka.ssl_cafile, ssl_certfile or ssl_keyfile cannot be used: {text}") from error
     if settings.security_protocol.startswith("SASL"):
         values["sasl_mechanism"] = settings.sasl_mechanism
         values["sasl_plain_username"] = settings.sasl_username
@@ -91,7 +96,7 @@ def scanner(settings: KafkaSettings) -> AIOKafkaConsumer:
 
 def producer(settings: KafkaSettings) -> AIOKafkaProducer:
     """The one producer of a process: idempotent, acknowledged by all replicas, zstd."""
-    return AIOKafkaProducer(
+    made = AIOKafkaProducer(
         **_connection(settings),
         acks="all",
         enable_idempotence=True,
@@ -99,6 +104,9 @@ def producer(settings: KafkaSettings) -> AIOKafkaProducer:
         max_batch_size=BATCH_BYTES,
         max_request_size=max(int(settings.max_dead_letter_bytes), int(settings.max_record_bytes)) + BATCH_BYTES,
     )
+    # aiokafka gives up a batch whose partition has had no leader for a request's time, idempotent or not: an outage.
+    made._message_accumulator._batch_ttl = math.inf
+    return made
 
 
 def admin(settings: KafkaSettings) -> AIOKafkaAdminClient:

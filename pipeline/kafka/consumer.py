@@ -18,19 +18,15 @@ from dataclasses import dataclass
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
-from aiokafka.errors import (
-    CommitFailedError,
-    IllegalStateError,
-    KafkaError,
-    NoOffsetForPartitionError,
-    OffsetOutOfRangeError,
-)
-from aiokafka.structs import OffsetAndMetadata
+from aiokafka.errors import IllegalStateError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
+from pipeline.kafka.commits import Commits
 from pipeline.kafka.dead_letters import DeadLetters
-from pipeline.kafka.partition import Handler, InFlight, Partition
+from pipeline.kafka.lease import Lease
+from pipeline.kafka.partition import Handler, InFlight, Opening, Partition
 from pipeline.kafka.sink import Fail, Sink
 from pipeline.kafka.takeover import Takeover
+from pipeline.kafka.undecodable import UNDECODABLE, Record, one_of_each, unread
 from pipeline.kafka.watch import Watch
 from pipeline.metrics import Metrics
 from pipeline.settings import KafkaSettings
@@ -68,6 +64,7 @@ class GroupConsumer(ConsumerRebalanceListener):
         role: Role,
         *,
         consumer: AIOKafkaConsumer,
+        lease: Lease,
         takeover: Takeover,
         results: Sink | None,
         dead_letters: DeadLetters,
@@ -88,10 +85,13 @@ class GroupConsumer(ConsumerRebalanceListener):
         self._stopping = False
         self._stopped = asyncio.Event()
         self._wake = asyncio.Event()
-        self._commit_lock = asyncio.Lock()
+        self._releasing = asyncio.Lock()
         self._opening: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._lease = lease
+        self._lease.on_renewal = self._wake.set
         self._watch = Watch(role.name, role.topics, metrics=metrics)
+        self._commits = Commits(consumer, watch=self._watch)
         self.polled_at = time.monotonic()
         self.assigned = asyncio.Event()
         """Set once partitions were assigned and opened for the first time (there may be none for this member)."""
@@ -102,11 +102,12 @@ class GroupConsumer(ConsumerRebalanceListener):
 
     @property
     def octets(self) -> int:
-        """Bytes of the records under way."""
-        return sum([partition.octets for partition in self._partitions.values()])
+        """Bytes of the records under way and of their results."""
+        return sum([partition.octets + partition.result_octets for partition in self._partitions.values()])
 
     async def start(self) -> None:
         """Join the group. The consumer itself has been started; partitions open as they are assigned."""
+        self._lease.follow(self._consumer)
         self._consumer.subscribe(list(self.role.topics), listener=self)
         for name, loop in (("poll", self._poll), ("commit", self._commit_regularly), ("watch", self._watch_regularly)):
             self._start(loop, f"{self.role.name} {name}")
@@ -130,63 +131,85 @@ class GroupConsumer(ConsumerRebalanceListener):
             self.polled_at = time.monotonic()
             self._wake.clear()
             ready = self._askable()
-            if not ready:
-                await self._consumer.getmany(_NOWHERE, timeout_ms=0)
+            try:
+                await self._take(ready or [_NOWHERE])
+            except KafkaError as error:
+                if not error.retriable:
+                    raise
+                log.warning("fetching failed, trying again", role=self.role.name, reason=type(error).__name__)
+                await asyncio.sleep(_RETRY_SECONDS)
+            if ready:
+                # With records at hand getmany returns without ever yielding to the loop.
+                await asyncio.sleep(0)
+            else:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), keepalive)
-                continue
-            await self._take(ready)
-            # With records at hand getmany returns without ever yielding to the loop.
-            await asyncio.sleep(0)
 
     def _askable(self) -> list[TopicPartition]:
-        if self.octets >= self._settings.held_bytes:
+        if self._lease.lapsed or self.octets >= self._settings.held_bytes:
             return []
         return [tp for tp, partition in self._partitions.items() if partition.open and not partition.full]
 
     async def _take(self, ready: list[TopicPartition]) -> None:
+        lost: dict[TopicPartition, int] = {}
         try:
+            timeout_ms = 0 if ready == [_NOWHERE] else _POLL_MS
             fetched = await self._consumer.getmany(
-                *ready, timeout_ms=_POLL_MS, max_records=self._settings.chunk_records
+                *ready, timeout_ms=timeout_ms, max_records=self._settings.chunk_records
             )
         except OffsetOutOfRangeError as error:
-            for tp, offset in error.args[0].items():
-                await self._skip_lost(tp, offset)
-            return
+            lost = error.args[0]
+        except UnicodeDecodeError:
+            await self._step_over_undecodable(ready)
         except NoOffsetForPartitionError:
             # Of a partition that is being opened: aiokafka has no position for it yet, we set it in a moment.
             return
-        except KafkaError as error:
-            if not error.retriable:
-                raise
-            log.warning("fetching failed, trying again", role=self.role.name, reason=type(error).__name__)
-            await asyncio.sleep(_RETRY_SECONDS)
+        else:
+            for tp, records in fetched.items():
+                self._arrived(tp, records)
             return
-        for tp, records in fetched.items():
+        for tp, offset in lost.items():
+            await self._skip_lost(tp, offset)
+
+    def _arrived(self, tp: TopicPartition, records: list[Record]) -> None:
+        partition = self._partitions.get(tp)
+        if not records or partition is None or not partition.open:
+            return  # nothing, or fetched before the partition was opened at its right position
+        self._watch.consumed(tp.topic, len(records))
+        if partition.one_at_a_time:
+            partition.queue.extend(records)
+            partition.looking = True
+            self._start(functools.partial(self._one_at_a_time, partition), f"{tp.topic}-{tp.partition} one at a time")
+        else:
+            self._watch.recovered(partition.take(records))
+
+    async def _step_over_undecodable(self, ready: list[TopicPartition]) -> None:
+        async for tp, records, culprit in one_of_each(self._consumer, ready, timeout_ms=_POLL_MS):
+            self._arrived(tp, records)
             partition = self._partitions.get(tp)
-            if partition is None or not partition.open:
-                continue  # fetched before the partition was opened at its right position
-            self._watch.consumed(tp.topic, len(records))
-            if partition.one_at_a_time:
-                partition.queue.extend(records)
-                self._start(
-                    functools.partial(self._one_at_a_time, partition), f"{tp.topic}-{tp.partition} one at a time"
-                )
-            else:
-                self._watch.recovered(partition.take(records))
+            if culprit is not None and partition is not None and partition.open:
+                where = {"topic": tp.topic, "partition": tp.partition, "offset": culprit}
+                log.error("a record cannot be read", role=self.role.name, **where)
+                self._watch.consumed(tp.topic, 1)
+                partition.put_aside(unread(tp, culprit), UNDECODABLE)
 
     async def _one_at_a_time(self, partition: Partition) -> None:
         """Each record is named in a commit, handled and settled before the next is touched."""
-        while partition.queue:
+        while partition.queue and partition.open:
             record = partition.queue.popleft()
             partition.take_in_hand(record)
-            await self._commit()
+            if not await self._commits.write(self._partitions):
+                partition.queue.appendleft(record)
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
             if not partition.open:
                 return
             self._watch.recovered(partition.take([record]))
             while not partition.idle and partition.open:
                 self._wake.clear()
                 await self._wake.wait()
+        partition.looking = False
+        self._wake.set()
 
     async def _skip_lost(self, tp: TopicPartition, offset: int) -> None:
         partition = self._partitions.get(tp)
@@ -207,6 +230,9 @@ class GroupConsumer(ConsumerRebalanceListener):
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         self._watch.assigned(assigned)
+        self._lease.renew()
+        if self._stopping:
+            return
         for tp in assigned:
             self._partitions[tp] = self._owned(tp)
         # aiokafka may have begun to fetch from its own idea of the position.
@@ -233,21 +259,13 @@ class GroupConsumer(ConsumerRebalanceListener):
         return partition
 
     async def _open(self) -> None:
-        for failures in range(1, _OPENING_TRIES + 1):
-            todo = [tp for tp, partition in self._partitions.items() if not partition.blocked]
-            try:
-                openings = await self._takeover.open(todo) if todo else {}
-                break
-            except (KafkaError, TimeoutError) as error:
-                if failures == _OPENING_TRIES:
-                    raise
-                log.warning("opening partitions failed, trying again", role=self.role.name, reason=type(error).__name__)
-                await asyncio.sleep(_RETRY_SECONDS)
+        todo = [tp for tp, partition in self._partitions.items() if not partition.blocked]
+        openings = await self._openings(todo) if todo else {}
         for tp, opening in openings.items():
             self._consumer.seek(tp, opening.position)
             self._partitions[tp].begin(opening)
         # Before the first record is touched: should it kill the process, the next owner counts that.
-        await self._commit()
+        await self._commits.write(self._partitions)
         for tp, opening in openings.items():
             self._consumer.resume(tp)
             self._partitions[tp].open = True
@@ -263,6 +281,22 @@ class GroupConsumer(ConsumerRebalanceListener):
         self.assigned.set()
         self._wake.set()
 
+    async def _openings(self, partitions: list[TopicPartition]) -> dict[TopicPartition, Opening]:
+        """Where to begin. An outage of the broker is waited out; a scan that cannot be made ends the process."""
+        failures = 0
+        while True:
+            try:
+                return await self._takeover.open(partitions)
+            except (KafkaError, TimeoutError) as error:
+                failures += 1
+                patient = isinstance(error, KafkaError) and error.retriable
+                if not patient and failures >= _OPENING_TRIES:
+                    raise
+                if failures == 1 or failures % _OPENING_TRIES == 0:
+                    reason = type(error).__name__
+                    log.warning("opening partitions failed, trying again", role=self.role.name, reason=reason)
+                await asyncio.sleep(_RETRY_SECONDS)
+
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         if not revoked:
             return
@@ -274,63 +308,41 @@ class GroupConsumer(ConsumerRebalanceListener):
             self._fail(f"role {self.role.name}: giving partitions back failed", error)
 
     async def _release(self) -> None:
-        """Give all partitions back. What is under way at Kafka is waited for; what is not ends here."""
-        # 1. Nothing new begins.
-        if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.wait([self._opening])
-        for partition in self._partitions.values():
-            partition.open = False
-        # 2. Requests to a service get a moment; the next owner repeats what is left, under the same identities.
-        if self.role.flush is not None and not self.role.held():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.handover_timeout):
-                    await self.role.flush()
-        # 3. Users who still wait for their segments are left to the next owner.
-        for partition in self._partitions.values():
-            partition.abandon()
-        # 4. What Kafka was given must be written, or the next owner's scan could miss it.
-        async with asyncio.timeout(self._drain_seconds):
-            for partition in self._partitions.values():
-                await partition.sent()
-        # 5. One last commit, still under our ownership.
-        await self._commit()
-        # 6. Forgotten.
-        self._watch.released()
-        self._partitions.clear()
-
-    # The commits
+        """Give all partitions back, within the drain's time. What was handed to Kafka is waited for, nothing else."""
+        async with self._releasing:
+            partitions = list(self._partitions.values())
+            # 1. Nothing new begins.
+            if self._opening is not None:
+                self._opening.cancel()
+                await asyncio.wait([self._opening])
+            for partition in partitions:
+                partition.open = False
+            async with asyncio.timeout(self._drain_seconds):
+                # 2. Requests to a service get a moment; the next owner repeats what is left, under its identities.
+                if self.role.flush is not None:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(self._settings.handover_timeout):
+                            await self.role.flush()
+                # 3. Users who still wait for their segments are left to the next owner, and results not yet handed
+                #    to Kafka too if we may have been put out of the group: the next owner may be at work already.
+                for partition in partitions:
+                    partition.abandon()
+                    if self._lease.lapsed:
+                        partition.discard()
+                # 4. What Kafka was given must be written, or the next owner's scan could miss it.
+                for partition in partitions:
+                    await partition.sent()
+            # 5. One last commit, still under our ownership.
+            await self._commits.write(self._partitions)
+            # 6. Forgotten.
+            self._watch.released()
+            self._partitions.clear()
+            self._wake.set()
 
     async def _commit_regularly(self) -> None:
         while not self._stopping:
             await asyncio.sleep(self._settings.commit_interval)
-            await self._commit()
-
-    async def _commit(self) -> None:
-        """One request for every owned partition that moved. What fails is repeated at the next turn."""
-        async with self._commit_lock:
-            due = [partition for partition in self._partitions.values() if partition.commit_due]
-            points = {partition.tp: partition.commit_point() for partition in due}
-            if not points or not self._owns(points):
-                return
-            for partition in due:
-                partition.commit_due = False
-            try:
-                async with asyncio.timeout(self._settings.request_timeout):
-                    await self._consumer.commit({tp: OffsetAndMetadata(*point) for tp, point in points.items()})
-            except (CommitFailedError, IllegalStateError) as error:
-                # The group went on without us: the next owner repeats the rest, under the same identities.
-                self._watch.commit_failed(error)
-            except (KafkaError, TimeoutError) as error:
-                self._watch.commit_failed(error)
-            else:
-                self._watch.committed()
-                return
-            for partition in due:
-                partition.commit_due = True
-
-    def _owns(self, points: Collection[TopicPartition]) -> bool:
-        return bool(set(points) <= self._consumer.assignment())
+            await self._commits.write(self._partitions)
 
     # The watch
 
@@ -340,9 +352,12 @@ class GroupConsumer(ConsumerRebalanceListener):
             owned = [tp for tp, partition in self._partitions.items() if partition.open]
             if owned:
                 try:
+                    for tp in owned:
+                        # Past markers of transactions, which no poll brings: an idle partition would lag for ever.
+                        self._partitions[tp].pass_over(await self._consumer.position(tp))
                     async with asyncio.timeout(self._settings.request_timeout):
                         ends = await self._consumer.end_offsets(owned)
-                except (KafkaError, TimeoutError) as error:
+                except (IllegalStateError, KafkaError, KeyError, TimeoutError) as error:
                     log.debug("lag is not known", role=self.role.name, reason=type(error).__name__)
             self._watch.observe(self.partitions, ends)
             with contextlib.suppress(TimeoutError):
@@ -377,8 +392,8 @@ class GroupConsumer(ConsumerRebalanceListener):
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _finish(self) -> None:
-        if self.role.flush is not None:
+        if self.role.flush is not None and not self.role.held():
             await self.role.flush()
-        while any(not partition.idle for partition in self._partitions.values()):
+        while any(not partition.idle for partition in self._partitions.values()) and not self.role.held():
             self._wake.clear()
             await self._wake.wait()

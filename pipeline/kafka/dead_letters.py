@@ -10,9 +10,11 @@ import structlog
 
 from pipeline.errors import Rejected
 from pipeline.kafka.sink import Receipt, Sink
-from pipeline.messages.dead_letters import POINTER_HEADER, REASONS, dead_letter_headers
+from pipeline.messages.dead_letters import ADDED_HEADERS, POINTER_HEADER, REASONS, dead_letter_headers
 from pipeline.messages.delivery import Delivery, Result
 from pipeline.metrics import Metrics
+
+_LONGEST_KEY = 1024
 
 log = structlog.get_logger("pipeline.dead_letters")
 
@@ -30,13 +32,15 @@ class DeadLetters:
     def write(self, record: Delivery, why: Rejected, receipt: Receipt) -> None:
         """Append the record to the dead letters; `receipt` is told when it is written."""
         headers = dead_letter_headers(record, why, role=self._role)
-        value = record.value
-        if value is not None and len(value) > self._max_bytes:
-            value = b""
+        key, value = record.key or b"", record.value or b""
+        if len(key) + len(value) + sum(len(name) + len(text or b"") for name, text in headers) > self._max_bytes:
+            # A pointer: only what we say of it, so that it can always be written.
+            key, value = key[:_LONGEST_KEY], b""
+            headers = [header for header in headers if header[0] in ADDED_HEADERS]
             headers.append((POINTER_HEADER, b"too_large_to_copy"))
         lane = self._sink.lane(record.partition % self._sink.partitions)
         # A tombstone keeps its null key or value as an empty one: a record needs one of them.
-        lane.extend([Result(record.key or b"", value or b"", headers)], receipt)
+        lane.extend([Result(key, value, headers)], receipt)
         self._counters[why.reason].inc()
         log.debug(
             "dead letter",

@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from aiokafka import TopicPartition
-from aiokafka.structs import ConsumerRecord
 
 from pipeline.errors import Rejected
 from pipeline.kafka.commit_note import CommitNote
 from pipeline.kafka.dead_letters import DeadLetters
 from pipeline.kafka.progress import Progress, Span
 from pipeline.kafka.sink import Lane
+from pipeline.kafka.undecodable import Record
 from pipeline.messages.delivery import Chunk, Delivery, Result
 
-Record = ConsumerRecord[bytes, bytes]
 LOG_APPEND_TIME = 1
+CLOCK_SKEW_MS = 60_000
+"""Most that the clocks of two brokers are taken to differ."""
 _NO_NOTE = CommitNote()
 # After so many unclean ends in a row, the record at fault is looked for.
 _TRUSTED_ENDS = 3
@@ -122,6 +123,8 @@ class Partition:
         self.moved_at = time.monotonic()
         self.commit_due = False
         self.closing = False
+        self.looking = False
+        """Records go one at a time just now."""
         self.queue: deque[Record] = deque()
         """Records fetched and not begun: only where they go one at a time."""
         self._handler = handler
@@ -133,6 +136,7 @@ class Partition:
         self._chunks: deque[InFlight] = deque()
         self._unclean = 0
         self._suspicious_end = 0
+        self._begun = False
         self._in_hand: int | None = None
         self._killer: int | None = None
 
@@ -150,7 +154,7 @@ class Partition:
         self._unclean = opening.note.unclean + 1
         self._suspicious_end = opening.position + self._window
         self._killer = opening.note.alone
-        self.commit_due = True
+        self._begun = self.commit_due = True
         self.moved_at = time.monotonic()
 
     # 1. Fetched
@@ -158,7 +162,7 @@ class Partition:
     @property
     def full(self) -> bool:
         """The window is used up: not asked for until the oldest chunk is settled."""
-        return self._progress.window >= self._window or bool(self.queue)
+        return self._progress.window >= self._window or self.looking
 
     @property
     def one_at_a_time(self) -> bool:
@@ -173,17 +177,13 @@ class Partition:
     def take(self, records: list[Record]) -> int:
         """A chunk arrives; returns how many of its requests had been answered before a takeover."""
         octets = sum([record.serialized_value_size for record in records])
-        if not self._chunks:
-            self.moved_at = time.monotonic()
-        chunk = InFlight(self, records, self._progress.take(records[0].offset, records[-1].offset + 1), octets)
-        self._chunks.append(chunk)
-        self.octets += octets
+        chunk = self._under_way(records, octets)
         answered = 0
         if self._recovered:
             chunk.records = fresh = [record for record in records if not self._answered(record)]
             answered = len(records) - len(fresh)
         if self._killer is not None:
-            self._put_aside(chunk)
+            self._put_killer_aside(chunk)
 
         # 2. Decoded and handled, by the role
         if chunk.records:
@@ -192,7 +192,19 @@ class Partition:
             chunk.done(answered)
         return answered
 
-    def _put_aside(self, chunk: InFlight) -> None:
+    def _under_way(self, records: list[Record], octets: int) -> InFlight:
+        if not self._chunks:
+            self.moved_at = time.monotonic()
+        chunk = InFlight(self, records, self._progress.take(records[0].offset, records[-1].offset + 1), octets)
+        self._chunks.append(chunk)
+        self.octets += octets
+        return chunk
+
+    def put_aside(self, record: Record, why: Rejected) -> None:
+        """A record that no handler can be given becomes a dead letter."""
+        self._under_way([record], 0).reject(record, why)
+
+    def _put_killer_aside(self, chunk: InFlight) -> None:
         """The record that was alone in hand when its process died goes to the dead letters, untouched."""
         for record in chunk.records:
             if record.offset == self._killer:
@@ -207,7 +219,8 @@ class Partition:
         appended = self._recovered.pop(record.offset, None)
         if appended is None:
             return False
-        return record.timestamp_type != LOG_APPEND_TIME or appended >= record.timestamp
+        # The two times are of two leaders, whose clocks differ a little.
+        return record.timestamp_type != LOG_APPEND_TIME or appended >= record.timestamp - CLOCK_SKEW_MS
 
     # 3. Sent
 
@@ -263,11 +276,28 @@ class Partition:
     def abandon(self) -> None:
         """The partition is given away: nothing of it is started any more, and nothing that still waits is done."""
         self.open = False
-        self.closing = self.commit_due = True
+        # One that was never begun, or is blocked, has no position: committing one would send its next owner back.
+        self.closing = self.commit_due = self._begun
         self._in_hand = None
         self.queue.clear()
         for chunk in self._chunks:
             chunk.abandoned = True
+
+    def pass_over(self, position: int) -> None:
+        """What lies before `position` was never given to us and never will be."""
+        if self.idle and not self.looking and position > self._progress.position:
+            self._progress.pass_over(position)
+            self.commit_due = True
+
+    def discard(self) -> None:
+        """Results that Kafka was not given yet are the next owner's to give."""
+        if self._lane is not None:
+            self._lane.discard()
+
+    @property
+    def result_octets(self) -> int:
+        """Bytes of results that Kafka has not acknowledged."""
+        return 0 if self._lane is None else self._lane.octets
 
     async def sent(self) -> None:
         """Wait until what was handed to Kafka is written; the caller ends the process if that takes too long."""

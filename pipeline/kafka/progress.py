@@ -60,6 +60,11 @@ class Progress:
         self._taken = end
         return span
 
+    def pass_over(self, position: int) -> None:
+        """Nothing is under way, and nothing before `position` will come: only markers of transactions lie there."""
+        if not self._spans and position > self.position:
+            self.position = self._taken = position
+
     def finish(self, span: Span) -> bool:
         """A chunk is settled. True if the position moved."""
         span.finished = True

@@ -17,6 +17,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaTimeoutError
 from aiokafka.producer.message_accumulator import BatchBuilder
 
+from pipeline.kafka.lease import Lease
 from pipeline.messages.delivery import Result
 from pipeline.metrics import Metrics
 
@@ -31,11 +32,12 @@ class Receipt(Protocol):
 
 
 class _Batch:
-    __slots__ = ("builder", "count", "receipts")
+    __slots__ = ("builder", "count", "octets", "receipts")
 
     def __init__(self, builder: BatchBuilder) -> None:
         self.builder = builder
         self.count = 0
+        self.octets = 0
         self.receipts: list[tuple[Receipt, int]] = []
 
 
@@ -48,10 +50,13 @@ class Lane:
 
     def __init__(self, sink: Sink, partition: int) -> None:
         self.end = 0
+        self.octets = 0
+        """Bytes appended and not acknowledged."""
         self._sink = sink
         self._partition = partition
         self._batches: deque[_Batch] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._waits_for_lease = False
 
     @property
     def sending(self) -> bool:
@@ -62,15 +67,16 @@ class Lane:
         """Append records to the open batch. `receipt` is told when they are written."""
         now = int(time.time() * 1000)
         batch = self._batches[-1] if self._batches else self._new_batch()
-        appended = 0
+        appended = octets = 0
         for key, value, headers in records:
             if batch.builder.append(timestamp=now, key=key, value=value, headers=headers) is None:
                 # Full: a batch takes no more after it once said so. The first record of a batch always fits.
-                self._tally(batch, appended, receipt)
-                batch, appended = self._new_batch(), 0
+                self._tally(batch, appended, octets, receipt)
+                batch, appended, octets = self._new_batch(), 0, 0
                 batch.builder.append(timestamp=now, key=key, value=value, headers=headers)
             appended += 1
-        self._tally(batch, appended, receipt)
+            octets += len(value)
+        self._tally(batch, appended, octets, receipt)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(
                 self._send(), name=f"send {self._sink.topic}-{self._partition}"
@@ -79,22 +85,30 @@ class Lane:
     async def flush(self) -> None:
         """Wait until all that was appended is written. The caller gives the deadline, and ends the process then."""
         if self._task is not None:
-            await asyncio.shield(self._task)
+            await asyncio.wait({self._task})
+
+    def discard(self) -> None:
+        """Forget what Kafka was not given yet: nobody is told, so nothing of it is committed."""
+        self._batches.clear()
+        if self._task is not None and self._waits_for_lease:
+            self._task.cancel()
 
     def _new_batch(self) -> _Batch:
         batch = _Batch(self._sink.producer.create_batch())
         self._batches.append(batch)
         return batch
 
-    @staticmethod
-    def _tally(batch: _Batch, count: int, receipt: Receipt) -> None:
+    def _tally(self, batch: _Batch, count: int, octets: int, receipt: Receipt) -> None:
         if count:
             batch.count += count
+            batch.octets += octets
+            self.octets += octets
             batch.receipts.append((receipt, count))
 
     async def _send(self) -> None:
         try:
             while self._batches:
+                await self._leased()
                 batch = self._batches.popleft()
                 if batch.count:
                     self._written(batch, await self._deliver(batch.builder))
@@ -102,6 +116,16 @@ class Lane:
             self._sink.fail(f"{self._sink.topic}-{self._partition} cannot be written", error)
         finally:
             self._task = None
+            self.octets = sum(batch.octets for batch in self._batches)
+
+    async def _leased(self) -> None:
+        """What is written now must still be ours to write."""
+        if self._sink.lease is not None and self._sink.lease.lapsed:
+            self._waits_for_lease = True
+            try:
+                await self._sink.lease.valid()
+            finally:
+                self._waits_for_lease = False
 
     async def _deliver(self, builder: BatchBuilder) -> int:
         sink = self._sink
@@ -124,6 +148,7 @@ class Lane:
         low = self.end if offset < 0 else offset
         if offset >= 0:
             self.end = max(self.end, offset + batch.count)
+        self.octets -= batch.octets
         self._sink.written.inc(batch.count)
         for receipt, count in batch.receipts:
             receipt.acknowledged(count, low)
@@ -133,12 +158,15 @@ class Sink:
     """The lanes of one output topic, made as they are needed."""
 
     def __init__(
-        self, producer: AIOKafkaProducer, topic: str, *, partitions: int, metrics: Metrics, fail: Fail
-    ) -> None:
+        self, producer: AIOKafkaProducer, topic: str, *,
+        partitions: int, metrics: Metrics, fail: Fail, lease: Lease | None = None,
+    ) -> None:  # fmt: skip
+        """`lease` is that of the partitions whose results are written here; without one anybody may write."""
         self.producer = producer
         self.topic = topic
         self.partitions = partitions
         self.fail = fail
+        self.lease = lease
         self.written = metrics.records_produced.labels(topic)
         self.seconds = metrics.produce_seconds.labels(topic)
         self.retries = metrics.produce_retries.labels(topic)

@@ -18,13 +18,13 @@ from aiokafka.structs import OffsetAndMetadata
 from prometheus_client import Histogram
 
 from pipeline.kafka.commit_note import CommitNote
-from pipeline.kafka.partition import LOG_APPEND_TIME, Opening, Record
+from pipeline.kafka.partition import CLOCK_SKEW_MS, LOG_APPEND_TIME, Opening
+from pipeline.kafka.undecodable import Record, one_of_each
 from pipeline.messages.delivery import RESULT_SOURCE_HEADER
 from pipeline.metrics import Metrics
 
 log = structlog.get_logger("pipeline.takeover")
 
-_CLOCK_SKEW_MS = 60_000
 # A result whose time is not the broker's is taken to be later than any request.
 _ANY_TIME = 1 << 62
 _LONGEST_OFFSET = 19
@@ -141,7 +141,7 @@ class Takeover:
     ) -> dict[TopicPartition, int]:
         """For each partition the first results offset that is not older than its first request to be read."""
         times = await self._times_at(positions)
-        asked = {lanes[tp]: max(0, timestamp - _CLOCK_SKEW_MS) for tp, timestamp in times.items()}
+        asked = {lanes[tp]: max(0, timestamp - CLOCK_SKEW_MS) for tp, timestamp in times.items()}
         found = await self._scanner.offsets_for_times(asked) if asked else {}
         floors = {}
         for tp, lane in lanes.items():
@@ -204,7 +204,12 @@ class Takeover:
     async def _fetched(self, partitions: list[TopicPartition]) -> dict[TopicPartition, list[Record]]:
         deadline = time.monotonic() + _SCAN_SILENCE_SECONDS
         while True:
-            fetched = await self._scanner.getmany(*partitions, timeout_ms=_POLL_MS)
+            try:
+                fetched = await self._scanner.getmany(*partitions, timeout_ms=_POLL_MS)
+            except UnicodeDecodeError:
+                # Not ours, so it answers nothing.
+                each = one_of_each(self._scanner, partitions, timeout_ms=_POLL_MS)
+                return {tp: records async for tp, records, _ in each if records}
             if fetched:
                 return fetched
             for tp in partitions:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, TopicAuthorizationFailedError, for_code
 
 from pipeline.errors import StartFailed
 from pipeline.settings import KafkaSettings, Role, TopicsSettings
 
+log = structlog.get_logger("pipeline.topics")
+
 _APPEND_TIME = "message.timestamp.type"
 _MAX_BYTES = "max.message.bytes"
 _RETENTION = "retention.ms"
+_DEFAULT_MAX_BYTES = 1_048_588
 _PATIENCE_SECONDS = 2.0
 _LOOK_AGAIN_SECONDS = 0.25
 # What a broker adds around the records of a batch, with room to spare.
@@ -41,6 +45,14 @@ class Described:
     config: dict[str, str]
     advice: tuple[str, ...]
     """What should be changed, one sentence each."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicFacts:
+    """What a worker needs to know of a topic: partitions, and the bytes of the largest record it surely takes."""
+
+    partitions: int
+    max_bytes: int
 
 
 def wanted_topics(kafka: KafkaSettings, topics: TopicsSettings) -> tuple[Wanted, ...]:
@@ -91,6 +103,8 @@ async def create_topics(
                 f"topic {topic.name} cannot be created: {failure.__name__}: {text or failure.description}"
             )
         made.append((topic.name, code == 0))
+    # A broker answers before it shows them: whoever asks next should find them.
+    await _partition_counts(admin, [name for name, _ in made])
     return made
 
 
@@ -138,24 +152,51 @@ async def _configs(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str
 
 async def check_topics(
     admin: AIOKafkaAdminClient, kafka: KafkaSettings, topics: TopicsSettings, roles: Iterable[Role]
-) -> dict[str, int]:
-    """Partition counts of the topics that the roles need. Raises StartFailed that names every missing one.
-
-    A topic made a moment ago may not be known to each broker yet, so missing ones are looked for a little longer.
-    """
+) -> dict[str, TopicFacts]:
+    """The topics that the roles need. Raises StartFailed that names every missing one."""
     needed = {name for role in roles for name in topics_of(role, topics)} | {topics.dead_letters}
     if "decide" in roles:
         needed.add(topics.decide_results)
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        found = {entry["topic"]: len(entry["partitions"]) for entry in await admin.describe_topics(sorted(needed))}
-        missing = sorted(name for name in needed if not found.get(name))
-        if not missing or time.monotonic() > deadline:
-            break
-        await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+    counts = await _partition_counts(admin, needed)
+    missing = sorted(name for name in needed if not counts.get(name))
     if missing:
         raise StartFailed(
             f"missing topics: {', '.join(missing)}. "
             "Create them with `pipeline topics create`, or name yours with PIPELINE_TOPICS__*"
         )
-    return found
+    limits = await _limits(admin, needed)
+    for topic in wanted_topics(kafka, topics):
+        wish = int(topic.config.get(_MAX_BYTES, 0)) - _BATCH_OVERHEAD
+        if topic.name in needed and limits[topic.name] < wish:
+            log.warning(
+                "a topic takes smaller records than the settings allow; larger ones become pointers or dead letters",
+                topic=topic.name, bytes=limits[topic.name], wanted=wish,
+            )  # fmt: skip
+    return {name: TopicFacts(counts[name], limits[name]) for name in needed}
+
+
+async def _limits(admin: AIOKafkaAdminClient, names: Collection[str]) -> dict[str, int]:
+    """Bytes of the largest record that each topic surely takes. A batch refused for its size ends the process."""
+    try:
+        configs = await _configs(admin, names)
+    except KafkaError as error:
+        log.warning("sizes of topics cannot be asked, Kafka's default is assumed", reason=type(error).__name__)
+        configs = {}
+    return {name: int(configs.get(name, {}).get(_MAX_BYTES, _DEFAULT_MAX_BYTES)) - _BATCH_OVERHEAD for name in names}
+
+
+async def _partition_counts(admin: AIOKafkaAdminClient, names: Collection[str]) -> dict[str, int]:
+    """Partitions of each topic, 0 where there is none. Raises StartFailed for one that may not be seen.
+
+    A topic made a moment ago may not be known to each broker yet, so missing ones are looked for a little longer.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        found = await admin.describe_topics(sorted(names))
+        hidden = [entry["topic"] for entry in found if for_code(entry["error_code"]) is TopicAuthorizationFailedError]
+        if hidden:
+            raise StartFailed(f"the broker does not allow this user to describe: {', '.join(sorted(hidden))}")
+        counts = {entry["topic"]: len(entry["partitions"]) for entry in found}
+        if all(counts.get(name) for name in names) or time.monotonic() > deadline:
+            return counts
+        await asyncio.sleep(_LOOK_AGAIN_SECONDS)

@@ -73,7 +73,7 @@ class Watch:
     def observe(self, partitions: Collection[Partition], ends: Mapping[TopicPartition, int]) -> None:
         """Set the gauges. `ends` holds the end of each log that is known."""
         self._in_flight.set(sum(partition.records_under_way for partition in partitions))
-        self._octets.set(sum(partition.octets for partition in partitions))
+        self._octets.set(sum(partition.octets + partition.result_octets for partition in partitions))
         self._full.set(sum(partition.full for partition in partitions))
         self._blocked.set(sum(partition.blocked for partition in partitions))
         now = time.time() * 1000
@@ -84,6 +84,8 @@ class Watch:
             oldest = partition.oldest()
             self._metrics.lag_seconds.labels(*labels).set(0 if oldest is None else max(0.0, (now - oldest) / 1000))
             self._shown.add(partition.tp)
+            # Only what was seen in this round counts: during an outage nobody knows the ends.
+            self._lagging.pop(partition.tp, None)
             if partition.tp in ends:
                 lag = self._lagging[partition.tp] = max(0, ends[partition.tp] - partition.position)
                 self._metrics.lag_records.labels(*labels).set(lag)

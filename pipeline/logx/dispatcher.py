@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.dispatch import Dispatcher
+from pipeline.dispatch import Dispatcher, refusal
 from pipeline.errors import PayloadRefused, Rejected
 from pipeline.limits import Backoff
 from pipeline.logx.payload import Envelope, envelope_bytes, overhead
@@ -75,4 +75,4 @@ class _Endpoint:
         await self._transport.post(url, body, headers=_HEADERS, timeout=self._timeout)
 
     def refused(self, error: PayloadRefused) -> Rejected:
-        return Rejected("logx_refused", str(error))
+        return Rejected("logx_refused", refusal("Optimizely", error))

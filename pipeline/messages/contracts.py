@@ -47,6 +47,9 @@ class Contract:
         except jsonschema_rs.ValidationError as error:
             path = ".".join(_shown(part) for part in error.instance_path)
             return f"{path or '$'}: {error.schema_path[-1]}"
+        except ValueError:
+            # Unlike `is_valid`, an explanation needs the document converted, which has a limit of some 255 levels.
+            return "$: depth"
         return ""
 
 

@@ -22,6 +22,8 @@ from pipeline.settings import OdpSettings
 
 # Failures in a row from which requests pause and go one at a time; a single failure is asked again at once.
 PAUSE_AFTER = 3
+# Full answers in a row after which a limit learnt from a refusal is tried to be raised.
+GROW_AFTER = 100
 
 log = structlog.get_logger("pipeline.odp.coalescer")
 
@@ -64,13 +66,15 @@ class Group:
 
 
 class Coalescer:
-    """The queue of one account. `limit` is the most users in a query that the server is known to take."""
+    """The queue of one account. `limit` is the most users in a query that the server is taken to accept."""
 
     def __init__(
         self, ask: Callable[[Sequence[str]], Coroutine[Any, Any, list[Outcome]]], settings: OdpSettings,
         *, limit: int, backoff: Backoff,
     ) -> None:  # fmt: skip
         self.limit = limit
+        self._most = settings.max_users_per_query
+        self._full_answers = 0
         # Why users whose deadline comes now were not answered, while ODP does not answer.
         self.failure: SegmentsUnavailable | None = None
         self._ask = ask
@@ -166,7 +170,7 @@ class Coalescer:
             _fail(group, error)
         except UpstreamError as error:
             # An answer too large to read is a reason to ask for fewer; other statuses are no answer to a query at all.
-            if error.status < 300:
+            if 200 <= error.status < 300:
                 self._refused(group, error)
             else:
                 self._told("refused", str(error))
@@ -185,6 +189,7 @@ class Coalescer:
     def _answered(self, group: Group, outcomes: list[Outcome]) -> None:
         self._recovered()
         self._passed(group.blame)
+        self._grow(len(group.questions))
         for question, outcome in zip(group.questions, outcomes, strict=True):
             if isinstance(outcome, frozenset) or outcome.reason == "invalid_identifier" or question.asked_again:
                 question.answer(outcome)
@@ -206,7 +211,18 @@ class Coalescer:
         blame.passed += 1
         if blame.passed == 2 and blame.size < self.limit:
             self.limit = blame.size
+            self._full_answers = 0
             log.warning("odp takes fewer users in a query", users=self.limit)
+
+    def _grow(self, users: int) -> None:
+        """After many full answers try twice as many users: one stray refusal must not make queries small for good."""
+        if users < self.limit or self.limit >= self._most:
+            return
+        self._full_answers += 1
+        if self._full_answers >= GROW_AFTER:
+            self._full_answers = 0
+            self.limit = min(self._most, self.limit * 2)
+            log.info("odp is asked for more users in a query again", users=self.limit)
 
     def _refused(self, group: Group, error: Exception) -> None:
         self._recovered()

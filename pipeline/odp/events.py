@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import orjson
 
-from pipeline.dispatch import Dispatcher
+from pipeline.dispatch import Dispatcher, refusal
 from pipeline.errors import AccessRefused, PayloadRefused, Rejected
 from pipeline.limits import Backoff
 from pipeline.messages.delivery import Chunk, Delivery
@@ -103,4 +103,4 @@ class _EventPost:
         await self._transport.post(url, body, headers=headers, timeout=self._settings.event_timeout)
 
     def refused(self, error: PayloadRefused) -> Rejected:
-        return Rejected("odp_refused", f"ODP refused the event: {error}")
+        return Rejected("odp_refused", refusal("ODP", error))

@@ -14,12 +14,13 @@ from typing import Any
 
 import orjson
 
-from pipeline.errors import SegmentsUnavailable
+from pipeline.errors import SegmentsUnavailable, Unavailable
 
 QUALIFIED = "qualified"
 # How the two generations of ODP's server say that a user id belongs to nobody they know.
 _INVALID_IDENTIFIER = ("INVALID_IDENTIFIER_EXCEPTION", "InvalidIdentifierException")
-_TOO_LARGE = re.compile(r"alias|complex|too (many|large|deep)|limit|exceed|depth|cost", re.IGNORECASE)
+_THROTTLED = re.compile(r"\brate\b|throttl|too many requests|quota", re.IGNORECASE)
+_TOO_LARGE = re.compile(r"alias|complex|too (many|large|deep)|exceed|depth|cost", re.IGNORECASE)
 
 Outcome = frozenset[str] | SegmentsUnavailable
 
@@ -78,6 +79,9 @@ def _with_errors(outcomes: list[Outcome], errors: object, data: dict[str, Any]) 
             general = error
     if general is None:
         return outcomes
+    if not data and _THROTTLED.search(_message_of(general)):
+        # A limit of requests told in a 200: asking for fewer users a request would only make more of them.
+        raise Unavailable("ODP limits the rate of requests", status=429)
     if not data and len(outcomes) > 1 and _TOO_LARGE.search(_message_of(general)):
         raise QueryTooLarge
     whole = [number for number in range(len(outcomes)) if data.get(f"u{number}") is None] or range(len(outcomes))

@@ -58,14 +58,20 @@ def _written(kind: str, text: str | None) -> bytes | None:
             case "boolean":
                 return text.encode() if text in ("true", "false") else None
             case "integer":
-                return str(int(text)).encode()
+                return _readable(str(int(text)).encode())
             case "double":
                 number = orjson.dumps(float(text))
                 return None if number == b"null" else number  # NaN and infinity have no JSON
             case "json":
                 # Written anew: a line break of the original would end a line of `pipeline decide`.
                 value = json.loads(text)
-                return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+                return _readable(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode())
     except (ValueError, RecursionError):
         return None
     return orjson.dumps(text)
+
+
+def _readable(written: bytes) -> bytes:
+    """The JSON itself. Raises ValueError if readers cannot take it: a number of 309 digits is infinite to most."""
+    orjson.loads(written)
+    return written

@@ -62,7 +62,7 @@ class Bench:
     """One partition's handler and what it is given."""
 
     def __init__(
-        self, projects: Mapping[str, ProjectConfig] | None = None, *, max_record_bytes: int = 1024**2, **settings: Any
+        self, projects: Mapping[str, ProjectConfig] | None = None, *, max_bytes: int = 1024**2, **settings: Any
     ) -> None:
         self.segments = Told()
         self.metrics = new_metrics()
@@ -70,7 +70,7 @@ class Bench:
         self.datafiles = Loaded(projects or {PRODUCTION: PRODUCTION_PROJECT})
         decider = Decider(
             datafiles=self.datafiles, segments=self.segments, settings=DecideSettings(**settings),
-            max_record_bytes=max_record_bytes, metrics=self.metrics, now=lambda: self.now,
+            max_record_bytes=max_bytes, max_result_bytes=max_bytes, metrics=self.metrics, now=lambda: self.now,
         )  # fmt: skip
         self.log: list[Result] = []
         self.handler: DecideHandler = decider.handler()
@@ -350,13 +350,13 @@ def test_a_chunk_without_any_result_publishes_nothing() -> None:
 
 
 def test_a_request_over_the_size_cap_is_rejected() -> None:
-    bench = Bench(max_record_bytes=2000)
+    bench = Bench(max_bytes=2000)
     chunk = bench.chunk(body("a", padding="x" * 2000))
     assert chunk.reasons == ["too_large"]
 
 
 def test_a_result_too_large_to_write_is_rejected_and_its_neighbours_are_answered() -> None:
-    bench = Bench({PLAIN: PLAIN_PROJECT}, max_record_bytes=2000)
+    bench = Bench({PLAIN: PLAIN_PROJECT}, max_bytes=2000)
     # Below the cap itself, but repeated in each of two decisions.
     large = body("b", keys=[], userAttributes={"text": "x" * 1200})
     chunk = bench.chunk(body("a", keys=[PLAIN_FLAGS[0]]), large, body("c", keys=[PLAIN_FLAGS[0]]))

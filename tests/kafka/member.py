@@ -10,14 +10,17 @@ from typing import NoReturn
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.structs import OffsetAndMetadata
 from prometheus_client import CollectorRegistry
 
 from pipeline.kafka import client
 from pipeline.kafka.consumer import GroupConsumer, Role
 from pipeline.kafka.dead_letters import DeadLetters
-from pipeline.kafka.partition import Handler, Record
+from pipeline.kafka.lease import Lease
+from pipeline.kafka.partition import Handler
 from pipeline.kafka.sink import Sink
 from pipeline.kafka.takeover import Takeover
+from pipeline.kafka.undecodable import Record
 from pipeline.messages.delivery import RESULT_SOURCE_HEADER, Chunk, Delivery, Result, source_of
 from pipeline.metrics import Metrics
 from pipeline.settings import KafkaSettings
@@ -63,6 +66,8 @@ class Member:
     producer: AIOKafkaProducer
     takeover: Takeover
     admin: AIOKafkaAdminClient
+    client: AIOKafkaConsumer
+    lease: Lease
 
     def value(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(f"decision_pipeline_{name}", labels) or 0.0
@@ -88,7 +93,8 @@ async def member(
     scanner = await client.start_client(client.scanner(settings))
     producer = await client.start_client(client.producer(settings))
     consumer = await client.start_client(client.group_consumer(settings, "decide"))
-    results = Sink(producer, topics.decide_results, partitions=partitions, metrics=metrics, fail=fail)
+    lease = Lease(settings.session_timeout - settings.heartbeat_interval)
+    results = Sink(producer, topics.decide_results, partitions=partitions, metrics=metrics, fail=fail, lease=lease)
     letters = Sink(producer, topics.dead_letters, partitions=partitions, metrics=metrics, fail=fail)
     takeover = Takeover(
         group_id=f"{settings.group_id}.decide", admin=admin, scanner=scanner,
@@ -97,18 +103,29 @@ async def member(
     )  # fmt: skip
     group = GroupConsumer(
         Role("decide", (topics.decide_requests,), window, handler=handler),
-        consumer=consumer, takeover=takeover, results=results,
+        consumer=consumer, lease=lease, takeover=takeover, results=results,
         dead_letters=DeadLetters(letters, role="decide", max_bytes=2 * 1024**2, metrics=metrics),
         settings=settings, drain_seconds=20, metrics=metrics, fail=fail,
     )  # fmt: skip
     await group.start()
     try:
-        yield Member(group, metrics, producer, takeover, admin)
+        yield Member(group, metrics, producer, takeover, admin, consumer, lease)
     finally:
         await group.stop(polite=5)
         await producer.stop()
         await scanner.stop()
         await admin.close()
+
+
+async def commit(broker: Broker, group: str, tp: TopicPartition, point: OffsetAndMetadata) -> None:
+    """Commit by hand, for a group without members."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=broker.bootstrap_servers, group_id=group, enable_auto_commit=False)
+    await consumer.start()
+    try:
+        consumer.assign([tp])
+        await consumer.commit({tp: point})
+    finally:
+        await consumer.stop()
 
 
 async def produce(broker: Broker, topic: str, records: Iterable[tuple[int, bytes, bytes]]) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections import defaultdict
+from collections.abc import Collection
+from typing import Any
 
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.structs import OffsetAndMetadata
 
 from pipeline.errors import Rejected
+from pipeline.kafka.partition import Opening
 from pipeline.messages.delivery import Chunk
-from tests.kafka.member import Echo, LateEcho, echoed, kafka_settings, member, produce, read, sources
+from tests.kafka.member import Echo, LateEcho, commit, echoed, kafka_settings, member, produce, read, sources
+from tests.settled import until
 from tests.support import Broker, TopicMaker, Topics
 
 
@@ -109,3 +116,142 @@ async def test_two_members_share_the_work_and_a_rebalance_repeats_nothing(kafka:
             results = await read(kafka, own.decide_results, 4, count=20_000, seconds=60)
             assert [len(one.consumer.partitions), len(two.consumer.partitions)] == [2, 2]
     assert len(results) == len(set(sources(results))) == 20_000
+
+
+@pytest.mark.asyncio
+async def test_a_release_during_an_opening_commits_nothing(kafka: Broker, topics: TopicMaker) -> None:
+    own = await topics(partitions=2)
+    await produce(kafka, own.decide_requests, numbered(100, 2))
+    settings = kafka_settings(kafka, group_id=own.decide_requests)
+    async with member(settings, own, lambda _: Echo(), partitions=2) as first:
+        await read(kafka, own.decide_results, 2, count=100)
+        await first.consumer.stop(polite=5)
+    async with member(settings, own, lambda _: Echo(), partitions=2) as second:
+        opening, opened = asyncio.Event(), second.takeover.open
+
+        async def never(partitions: Collection[TopicPartition]) -> dict[TopicPartition, Opening]:
+            await opened(partitions)
+            opening.set()
+            await asyncio.Event().wait()
+            return {}
+
+        second.takeover.open = never  # type: ignore[method-assign]
+        await asyncio.wait_for(opening.wait(), 20)
+        await second.consumer.stop(polite=5)
+        offsets = await committed(second.admin, f"{settings.group_id}.decide", own, 2)
+    assert {offset.offset for offset in offsets.values()} == {50}
+
+
+@pytest.mark.asyncio
+async def test_an_idle_partition_does_not_lag_behind_markers_of_transactions(kafka: Broker, topics: TopicMaker) -> None:
+    own = await topics(partitions=1)
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, transactional_id=own.decide_requests)
+    await producer.start()
+    async with producer.transaction():
+        await producer.send_and_wait(own.decide_requests, b"1", b"user", partition=0)
+    await producer.stop()
+    settings = kafka_settings(kafka, group_id=own.decide_requests)
+    lag = {"role": "decide", "topic": own.decide_requests, "partition": "0"}
+    async with member(settings, own, lambda _: Echo(), partitions=1) as one:
+        await read(kafka, own.decide_results, 1, count=1)
+        await until(
+            lambda: one.metrics.registry.get_sample_value("decision_pipeline_lag_records", lag) == 0, seconds=20
+        )
+        await one.consumer.stop(polite=5)
+        offsets = await committed(one.admin, f"{settings.group_id}.decide", own, 1)
+    assert offsets[0].offset == 2
+    (only,) = one.consumer.stuck(time.monotonic() + 3600, after=60)
+    assert "has not polled" in only
+
+
+@pytest.mark.asyncio
+async def test_a_member_whose_heartbeats_fail_publishes_nothing_until_they_succeed(
+    kafka: Broker, topics: TopicMaker
+) -> None:
+    own = await topics(partitions=1)
+    settings = kafka_settings(kafka, group_id=own.decide_requests)
+    async with member(settings, own, lambda _: Echo(), partitions=1) as one:
+        await asyncio.wait_for(one.consumer.assigned.wait(), 20)
+        coordinator: Any = one.client._coordinator
+        heartbeat = coordinator._do_heartbeat
+        one.lease.renew(time.monotonic() - 3600)
+
+        async def unanswered() -> bool:
+            one.lease.renew(time.monotonic() - 3600)
+            return False
+
+        coordinator._do_heartbeat = unanswered
+        one.lease.renew(time.monotonic() - 3600)
+        await produce(kafka, own.decide_requests, numbered(10, 1))
+        with pytest.raises(TimeoutError):
+            await read(kafka, own.decide_results, 1, count=1, seconds=3)
+        coordinator._do_heartbeat = heartbeat
+        await read(kafka, own.decide_results, 1, count=10)
+
+
+@pytest.mark.asyncio
+async def test_suspects_go_one_at_a_time_across_the_chunks_of_several_polls(kafka: Broker, topics: TopicMaker) -> None:
+    class Late:
+        """Settles each record a moment later, and counts how many it holds at once."""
+
+        def __init__(self) -> None:
+            self.held = self.most = 0
+
+        def handle(self, chunk: Chunk) -> None:
+            self.held += len(chunk.records)
+            self.most = max(self.most, self.held)
+            asyncio.get_running_loop().call_later(0.002, self._settle, chunk)
+
+        def _settle(self, chunk: Chunk) -> None:
+            self.held -= len(chunk.records)
+            chunk.publish([echoed(record) for record in chunk.records])
+
+    own = await topics(partitions=1)
+    await produce(kafka, own.decide_requests, numbered(60, 1))
+    settings = kafka_settings(kafka, group_id=own.decide_requests, chunk_records=10)
+    tp = TopicPartition(own.decide_requests, 0)
+    async with member(settings, own, lambda _: Echo(), partitions=1) as one:
+        await asyncio.wait_for(one.consumer.assigned.wait(), 20)
+        await read(kafka, own.decide_results, 1, count=60)
+        await one.consumer.stop(polite=5)
+    await produce(kafka, own.decide_requests, numbered(60, 1))
+    await commit(kafka, f"{settings.group_id}.decide", tp, OffsetAndMetadata(60, "floor=60 unclean=3"))
+    late = Late()
+    async with member(settings, own, lambda _: late, partitions=1):
+        results = await read(kafka, own.decide_results, 1, count=120)
+    assert len(set(sources(results))) == 120
+    assert late.most == 1
+
+
+@pytest.mark.asyncio
+async def test_a_record_that_cannot_be_read_is_a_pointer_and_its_neighbours_have_results(
+    kafka: Broker, topics: TopicMaker
+) -> None:
+    class Latin(str):
+        """A header name as only a client of another language writes it."""
+
+        __slots__ = ()
+
+        def encode(self, *_: object) -> bytes:
+            return b"\xff"
+
+    own = await topics(partitions=1)
+    await produce(kafka, own.decide_requests, numbered(3, 1))
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers)
+    await producer.start()
+    batch = producer.create_batch()
+    batch._builder = _DefaultRecordBatchBuilderPy(2, 0, 0, -1, -1, 0, 1024 * 1024)
+    batch.append(timestamp=None, key=b"user", value=b"{}", headers=[(Latin("x"), b"1")])
+    await (await producer.send_batch(batch, own.decide_requests, partition=0))
+    await producer.stop()
+    await produce(kafka, own.decide_requests, numbered(3, 1))
+    settings = kafka_settings(kafka, group_id=own.decide_requests)
+    async with member(settings, own, lambda _: Echo(), partitions=1) as one:
+        results = await read(kafka, own.decide_results, 1, count=6)
+        (letter,) = await read(kafka, own.dead_letters, 1, count=1)
+        await one.consumer.stop(polite=5)
+        offsets = await committed(one.admin, f"{settings.group_id}.decide", own, 1)
+    assert sorted(int(source.rpartition("-")[2]) for source in sources(results)) == [0, 1, 2, 4, 5, 6]
+    headers = {name: value.decode() for name, value in letter.headers}
+    assert (headers["pipeline-reason"], headers["pipeline-source-offset"]) == ("undecodable", "3")
+    assert offsets[0].offset == 7

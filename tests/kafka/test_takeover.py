@@ -17,7 +17,7 @@ from pipeline.kafka import client
 from pipeline.kafka.partition import Opening
 from pipeline.kafka.takeover import Takeover
 from pipeline.metrics import Metrics
-from tests.kafka.member import kafka_settings, produce
+from tests.kafka.member import commit, kafka_settings, produce
 from tests.support import Broker, TopicMaker, Topics
 
 GROUP = "decide"
@@ -55,15 +55,7 @@ class Openings:
             await producer.stop()
 
     async def commit(self, offset: int, metadata: str) -> None:
-        consumer = AIOKafkaConsumer(
-            bootstrap_servers=self.kafka.bootstrap_servers, group_id=self.group, enable_auto_commit=False
-        )
-        await consumer.start()
-        try:
-            consumer.assign([self.tp])
-            await consumer.commit({self.tp: OffsetAndMetadata(offset, metadata)})
-        finally:
-            await consumer.stop()
+        await commit(self.kafka, self.group, self.tp, OffsetAndMetadata(offset, metadata))
 
     async def open(self) -> Opening:
         return (await self._takeover.open([self.tp]))[self.tp]

@@ -1,0 +1,50 @@
+"""The commits of a group consumer: one request for every owned partition that moved, one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import IllegalStateError, KafkaError
+from aiokafka.structs import OffsetAndMetadata
+
+from pipeline.kafka.partition import Partition
+from pipeline.kafka.watch import Watch
+
+# What is not committed by then is tried again at the next turn, or repeated by the next owner.
+_COMMIT_SECONDS = 10.0
+
+
+class Commits:
+    """Writes what the partitions say is settled, with their notes."""
+
+    def __init__(self, consumer: AIOKafkaConsumer, *, watch: Watch) -> None:
+        self._consumer = consumer
+        self._watch = watch
+        self._lock = asyncio.Lock()
+
+    async def write(self, partitions: Mapping[TopicPartition, Partition]) -> bool:
+        """Commit what is due; False if that failed, and it is due again then.
+
+        If the group went on without us, the next owner repeats the rest, under the same identities.
+        """
+        async with self._lock:
+            due = [partition for partition in partitions.values() if partition.commit_due]
+            points = {partition.tp: OffsetAndMetadata(*partition.commit_point()) for partition in due}
+            if not points:
+                return True
+            if not set(points) <= self._consumer.assignment():
+                return False
+            for partition in due:
+                partition.commit_due = False
+            try:
+                async with asyncio.timeout(_COMMIT_SECONDS):
+                    await self._consumer.commit(points)
+            except (IllegalStateError, KafkaError, TimeoutError) as error:
+                self._watch.commit_failed(error)
+                for partition in due:
+                    partition.commit_due = True
+                return False
+            self._watch.committed()
+            return True
