@@ -24,9 +24,10 @@ from pipeline.kafka.commits import Commits
 from pipeline.kafka.dead_letters import DeadLetters
 from pipeline.kafka.lease import Lease
 from pipeline.kafka.partition import Handler, InFlight, Opening, Partition
+from pipeline.kafka.poll import Record, poll
 from pipeline.kafka.sink import Fail, Sink
 from pipeline.kafka.takeover import Takeover
-from pipeline.kafka.undecodable import UNDECODABLE, Record, one_of_each, unread
+from pipeline.kafka.undecodable import UNDECODABLE, one_of_each, unread
 from pipeline.kafka.watch import Watch
 from pipeline.metrics import Metrics
 from pipeline.settings import KafkaSettings
@@ -154,9 +155,7 @@ class GroupConsumer(ConsumerRebalanceListener):
         lost: dict[TopicPartition, int] = {}
         try:
             timeout_ms = 0 if ready == [_NOWHERE] else _POLL_MS
-            fetched = await self._consumer.getmany(
-                *ready, timeout_ms=timeout_ms, max_records=self._settings.chunk_records
-            )
+            fetched = await poll(self._consumer, ready, timeout_ms=timeout_ms, max_records=self._settings.chunk_records)
         except OffsetOutOfRangeError as error:
             lost = error.args[0]
         except UnicodeDecodeError:

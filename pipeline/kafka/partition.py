@@ -19,9 +19,9 @@ from aiokafka import TopicPartition
 from pipeline.errors import Rejected
 from pipeline.kafka.commit_note import CommitNote
 from pipeline.kafka.dead_letters import DeadLetters
+from pipeline.kafka.poll import Record
 from pipeline.kafka.progress import Progress, Span
 from pipeline.kafka.sink import Lane
-from pipeline.kafka.undecodable import Record
 from pipeline.messages.delivery import Chunk, Delivery, Result
 
 LOG_APPEND_TIME = 1

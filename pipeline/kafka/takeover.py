@@ -19,7 +19,8 @@ from prometheus_client import Histogram
 
 from pipeline.kafka.commit_note import CommitNote
 from pipeline.kafka.partition import CLOCK_SKEW_MS, LOG_APPEND_TIME, Opening
-from pipeline.kafka.undecodable import Record, one_of_each
+from pipeline.kafka.poll import Record
+from pipeline.kafka.undecodable import one_of_each
 from pipeline.messages.delivery import RESULT_SOURCE_HEADER
 from pipeline.metrics import Metrics
 

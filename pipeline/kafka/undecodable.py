@@ -12,8 +12,8 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import ConsumerRecord
 
 from pipeline.errors import Rejected
+from pipeline.kafka.poll import Record, poll
 
-Record = ConsumerRecord[bytes, bytes]
 UNDECODABLE = Rejected("undecodable", "the client library cannot read it: a header name is not UTF-8")
 
 
@@ -26,7 +26,7 @@ async def one_of_each(
     """
     for tp in partitions:
         try:
-            made = await consumer.getmany(tp, timeout_ms=timeout_ms, max_records=1)
+            made = await poll(consumer, [tp], timeout_ms=timeout_ms, max_records=1)
         except UnicodeDecodeError:
             culprit = await consumer.position(tp)
             consumer.seek(tp, culprit + 1)

@@ -18,9 +18,9 @@ from pipeline.kafka.consumer import GroupConsumer, Role
 from pipeline.kafka.dead_letters import DeadLetters
 from pipeline.kafka.lease import Lease
 from pipeline.kafka.partition import Handler
+from pipeline.kafka.poll import Record
 from pipeline.kafka.sink import Sink
 from pipeline.kafka.takeover import Takeover
-from pipeline.kafka.undecodable import Record
 from pipeline.messages.delivery import RESULT_SOURCE_HEADER, Chunk, Delivery, Result, source_of
 from pipeline.metrics import Metrics
 from pipeline.settings import KafkaSettings
