@@ -21,7 +21,7 @@ setup: ## Make .venv with the `pipeline` command and what the demo needs
 setup-dev: ## The same, with what the tests need
 	@sh .ci/venv dev
 
-demo: setup ## Run a broker, stand-ins and a worker; send 5,000 requests; account for each
+demo: setup ## Run a broker, stand-ins and a worker; send 20,000 requests; account for each
 	@$(BIN)/pipeline demo $(ARGS)
 
 test: setup-dev ## Run the tests; ARGS="-k segments" selects some

@@ -78,18 +78,55 @@ def decide(
 
 @app.command()
 def demo(
-    requests: Annotated[int, typer.Option(min=1, help="Decide requests to produce.")] = 5000,
+    requests: Annotated[int, typer.Option(min=1, help="Decide requests to produce.")] = 20_000,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures to this file as well.", show_default=False)
+    ] = None,
+    kill: Annotated[
+        bool, typer.Option("--kill", help="Kill the worker with -9 while a POST to logx is under way.")
+    ] = False,
+    keep_running: Annotated[
+        bool, typer.Option("--keep-running", help="Leave everything up after the summary, until Ctrl-C.")
+    ] = False,
     bootstrap_servers: Annotated[
         str | None, typer.Option(help="Use this Kafka instead of starting one.", show_default=False)
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the account to this file as well.", show_default=False)
-    ] = None,
 ) -> None:
-    """Run the whole product on this machine, on Apache Kafka, and account for every record."""
-    from pipeline.sandbox.demo import run_demo
+    """Run the whole product on this machine, on Apache Kafka, and account for every record.
 
-    raise typer.Exit(run_demo(requests=requests, bootstrap_servers=bootstrap_servers, json_file=json_file))
+    Exit code 0 only if the account closes.
+    """
+    from pipeline.sandbox.demo import Plan, run_demo
+
+    plan = Plan(
+        requests=requests, bootstrap_servers=bootstrap_servers, json_file=json_file, kill=kill,
+        keep_running=keep_running,
+    )  # fmt: skip
+    raise typer.Exit(run_demo(plan))
+
+
+@app.command()
+def sandbox(
+    kafka: Annotated[bool, typer.Option("--kafka", help="Start Apache Kafka as well, with the topics made.")] = False,
+    port_base: Annotated[
+        int | None,
+        typer.Option(
+            min=1024,
+            max=65_530,
+            show_default="any free ports",
+            help="First of the ports: CDN, ODP, logx, CMAB, Kafka, one after the other.",
+        ),
+    ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="For load: ODP answers without executing GraphQL.")] = False,
+) -> None:
+    """Run stand-ins for Optimizely's services, to try a worker and a producer of your own, until Ctrl-C.
+
+    Prints the settings of a worker that uses them, to paste into another terminal. Everything listens on 127.0.0.1.
+    """
+    from pipeline.sandbox.services import Sandbox, run_sandbox
+
+    odp_arguments = ("--fast",) if fast else ()
+    raise typer.Exit(run_sandbox(Sandbox(kafka=kafka, port_base=port_base, odp_arguments=odp_arguments)))
 
 
 @app.command()

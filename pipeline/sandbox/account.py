@@ -1,8 +1,9 @@
 """The account of a run: every record that was sent, and what became of it. Pure; fed and read by the demo.
 
-A request is accounted for by exactly one of a result, a result with an error, a dead letter, as its sender expected;
-an impression by logx once for each that the results owe. The account closes when nothing is missing and nothing is
-there that nobody sent. Things that reached a service twice are no fault: they carry one identity and count once.
+A request is accounted for by exactly one of a result, a result with an error, a dead letter, as its sender expected; a
+dead letter says where its record lay and why, and holds its bytes; an impression is at logx once for each that the
+results owe. The account closes when nothing is missing and nothing is there that nobody sent. Things that reached a
+service twice are no fault: they carry one identity and count once.
 """
 
 from __future__ import annotations
@@ -13,16 +14,21 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from pipeline.messages.dead_letters import REASON_HEADER
+from pipeline.messages import dead_letters
 from pipeline.messages.delivery import SOURCE_HEADER
-from pipeline.sandbox.traffic import Fate, Sent
+from pipeline.sandbox.traffic import Fate, Sent, Stream
 
 _NAMED_AT_MOST = 5
+# What the contract says, not what the worker's code says.
+_EXPIRED = "request expired"
 
 
-class _Result(NamedTuple):
-    fate: Fate
-    impressions: int
+class _DeadLetter(NamedTuple):
+    reason: str
+    place: tuple[str, str, str]
+    """Topic, partition and offset, as its headers say."""
+    key: bytes
+    value: bytes
 
 
 class Account:
@@ -30,12 +36,18 @@ class Account:
 
     def __init__(self) -> None:
         self.sent: dict[str, Sent] = {}
-        self._results: dict[str, _Result] = {}
-        self._dead: dict[str, str] = {}
-        self._second_results = 0
-        self._second_dead_letters = 0
-        self._logx: Mapping[str, Any] = {}
-        self._odp: Mapping[str, Any] = {}
+        self.decisions: dict[str, Counter[str]] = {}
+        """Flag -> variation -> decisions; of results that count."""
+        self.errors: Counter[str] = Counter()
+        self.impressions_due = 0
+        self.second_results = 0
+        self.second_dead_letters = 0
+        self.cache_hits = 0
+        self.kills = 0
+        self.logx: Mapping[str, Any] = {}
+        self.odp: Mapping[str, Any] = {}
+        self._results: dict[str, Fate] = {}
+        self._dead: dict[str, _DeadLetter] = {}
 
     def book_sent(self, source: str, record: Sent) -> None:
         """`source` is where the record is: topic-partition-offset."""
@@ -45,106 +57,73 @@ class Account:
         """A record of decide.results. Of several with one source, the first counts."""
         result = orjson.loads(value)
         if result["source"] in self._results:
-            self._second_results += 1
+            self.second_results += 1
             return
-        fate = Fate.ERROR if "error" in result else Fate.DECIDED
-        owed = len(result.get("tracking", {}).get("impressions", ()))
-        self._results[result["source"]] = _Result(fate, owed)
+        error = result.get("error")
+        if error is None:
+            fate = Fate.DECIDED
+            for decision in result["decisions"]:
+                self.decisions.setdefault(decision["flagKey"], Counter())[decision["variationKey"]] += 1
+        else:
+            fate = Fate.EXPIRED if error == _EXPIRED else Fate.ERROR
+            self.errors[error] += 1
+        self._results[result["source"]] = fate
+        self.impressions_due += len(result.get("tracking", {}).get("impressions", ()))
 
-    def book_dead_letter(self, headers: Iterable[tuple[str, bytes]]) -> None:
-        """The headers of a record of dead.letters."""
-        known = {name: value.decode() for name, value in headers}
+    def book_dead_letter(self, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]]) -> None:
+        """A record of dead.letters. Of several with one source, the first counts."""
+        known = {name: text.decode() for name, text in headers}
         source = known[SOURCE_HEADER]
-        self._second_dead_letters += source in self._dead
-        self._dead.setdefault(source, known[REASON_HEADER])
+        self.second_dead_letters += source in self._dead
+        names = (dead_letters.TOPIC_HEADER, dead_letters.PARTITION_HEADER, dead_letters.OFFSET_HEADER)
+        place = known.get(names[0], ""), known.get(names[1], ""), known.get(names[2], "")
+        letter = _DeadLetter(known.get(dead_letters.REASON_HEADER, ""), place, key or b"", value or b"")
+        self._dead.setdefault(source, letter)
 
     def book_services(self, logx: Mapping[str, Any], odp: Mapping[str, Any]) -> None:
         """The ledgers of the stand-ins, as they are now."""
-        self._logx, self._odp = logx, odp
+        self.logx, self.odp = logx, odp
 
-    def take_over(self, later: Account) -> None:
-        """Replace what was seen by what a later reading from the start saw."""
-        self._results, self._dead = later._results, later._dead
-        self._second_results = later._second_results
-        self._logx, self._odp = later._logx, later._odp
+    def book_worker(self, cache_hits: float) -> None:
+        """What a worker counted, once in its life, at its end."""
+        self.cache_hits += int(cache_hits)
 
     @property
     def answered(self) -> int:
         """Requests that have a result or are a dead letter."""
-        dead = sum(1 for source in self._dead if self._stream(source) == "decide_requests")
-        return len(self._results) + dead
+        return len(self._results) + len(self.dead_letters("decide_requests"))
 
     @property
     def progress(self) -> tuple[int, ...]:
         """Grows while anything happens."""
         return (
-            len(self.sent),
-            len(self._results),
-            len(self._dead),
-            self._logx.get("events", 0),
-            self._odp.get("events", 0),
-        )
+            len(self.sent), len(self._results), len(self._dead), self.logx.get("events", 0), self.odp.get("events", 0)
+        )  # fmt: skip
+
+    def count(self, stream: Stream) -> int:
+        """Records sent to a stream."""
+        return sum(record.stream == stream for record in self.sent.values())
+
+    def fates(self, stream: Stream) -> Counter[Fate]:
+        """What became of the records of a stream, as far as it is known."""
+        fates = (self._fate(source) for source, record in self.sent.items() if record.stream == stream)
+        return Counter(fate for fate in fates if fate is not None)
+
+    def dead_letters(self, stream: Stream) -> list[str]:
+        """The reasons of a stream's dead letters."""
+        return [
+            letter.reason
+            for source, letter in self._dead.items()
+            if (record := self.sent.get(source)) is not None and record.stream == stream
+        ]
+
+    def delivered(self, stream: Stream) -> int:
+        """Records of a stream that a service must have."""
+        return sum(record.stream == stream and record.fate is Fate.DELIVERED for record in self.sent.values())
 
     def open(self) -> list[str]:
         """What is missing, surplus or otherwise than expected, one sentence each; empty when the account closes."""
-        return [*self._open_records(), *self._open_services()]
-
-    def lines(self) -> list[tuple[str, str]]:
-        """For people: (what, how it adds up)."""
-        fates = self._fates("decide_requests")
-        reasons = Counter(self._dead.values())
-        logx, odp = self._logx, self._odp
-        return [
-            (
-                "decide requests",
-                f"{self._count('decide_requests'):,} sent = {fates[Fate.DECIDED]:,} decided + "
-                f"{fates[Fate.ERROR]:,} answered with an error + {fates[Fate.DEAD_LETTER]:,} dead letters",
-            ),
-            (
-                "impressions",
-                f"{self.impressions_due:,} due = {logx.get('impressions', 0):,} at logx, each once "
-                f"({self._repeats():,} repeats on the wire)",
-            ),
-            (
-                "conversions",
-                f"{self._count('track_events'):,} sent = {logx.get('conversions', 0):,} at logx + "
-                f"{self._fates('track_events')[Fate.DEAD_LETTER]:,} dead letters",
-            ),
-            (
-                "ODP events",
-                f"{self._count('odp_events'):,} sent = {odp.get('distinct_events', 0):,} at ODP + "
-                f"{self._fates('odp_events')[Fate.DEAD_LETTER]:,} dead letters",
-            ),
-            ("dead letters", ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()) or "none"),
-            (
-                "segments",
-                f"{odp.get('aliases', 0):,} users fetched by {odp.get('graphql_requests', 0):,} GraphQL requests, "
-                f"at most {odp.get('largest_query', 0)} in one",
-            ),
-            (
-                "logx",
-                f"{logx.get('events', 0):,} events in {logx.get('dispatches', 0):,} dispatches, at most "
-                f"{logx.get('largest_batch', 0):,} in one",
-            ),
-        ]
-
-    def document(self) -> dict[str, Any]:
-        """The same for programs."""
-        return {
-            "closed": not self.open(),
-            "open": self.open(),
-            "sent": {stream: self._count(stream) for stream in ("decide_requests", "track_events", "odp_events")},
-            "requests": {fate.value: count for fate, count in self._fates("decide_requests").items()},
-            "second_results": self._second_results,
-            "impressions_due": self.impressions_due,
-            "dead_letters": Counter(self._dead.values()),
-            "logx": {name: value for name, value in self._logx.items() if isinstance(value, int)},
-            "odp": {name: value for name, value in self._odp.items() if isinstance(value, int)},
-        }
-
-    @property
-    def impressions_due(self) -> int:
-        return sum(result.impressions for result in self._results.values())
+        return [*self._open_records(), *self._open_dead_letters(), *self._open_services()]
 
     def _open_records(self) -> list[str]:
         missing: list[str] = []
@@ -166,39 +145,39 @@ class Account:
             *_sentence("with a result and a dead letter", both),
         ]
 
+    def _open_dead_letters(self) -> list[str]:
+        reasons: list[str] = []
+        places: list[str] = []
+        contents: list[str] = []
+        for source, letter in self._dead.items():
+            record = self.sent.get(source)
+            if record is None:
+                continue
+            if letter.reason != record.reason or letter.reason not in dead_letters.REASONS:
+                reasons.append(f"{source} ({letter.reason or 'none'} instead of {record.reason or 'no dead letter'})")
+            if "-".join(letter.place) != source:
+                places.append(source)
+            if (letter.key, letter.value) != (record.key or b"", record.value or b""):
+                contents.append(source)
+        return [
+            *_sentence("whose dead letter has another reason", reasons),
+            *_sentence("whose dead letter does not say where they lay", places),
+            *_sentence("whose dead letter has other bytes", contents),
+        ]
+
     def _open_services(self) -> list[str]:
         due = (
-            ("impressions at logx", self.impressions_due, self._logx.get("impressions", 0)),
-            ("conversions at logx", self._delivered("track_events"), self._logx.get("conversions", 0)),
-            ("events at ODP", self._delivered("odp_events"), self._odp.get("distinct_events", 0)),
-            ("events at logx that contradict an earlier one", 0, self._logx.get("conflicts", 0)),
-            ("requests refused by logx", 0, sum(self._logx.get("refused", {}).values())),
-            ("event requests refused by ODP", 0, self._odp.get("refused_events", 0)),
+            ("impressions at logx", self.impressions_due, self.logx.get("impressions", 0)),
+            ("conversions at logx", self.delivered("track_events"), self.logx.get("conversions", 0)),
+            ("events at ODP", self.delivered("odp_events"), self.odp.get("distinct_events", 0)),
+            ("events at logx that contradict an earlier one", 0, self.logx.get("conflicts", 0)),
+            ("requests refused by logx", 0, sum(self.logx.get("refused", {}).values())),
+            ("event requests refused by ODP", 0, self.odp.get("refused_events", 0)),
         )
         return [f"{what}: {there:,}, should be {should:,}" for what, should, there in due if there != should]
 
     def _fate(self, source: str) -> Fate | None:
-        if source in self._dead:
-            return Fate.DEAD_LETTER
-        result = self._results.get(source)
-        return result.fate if result else None
-
-    def _fates(self, stream: str) -> Counter[Fate]:
-        fates = Counter(self._fate(source) for source, record in self.sent.items() if record.stream == stream)
-        return Counter({fate: count for fate, count in fates.items() if fate is not None})
-
-    def _count(self, stream: str) -> int:
-        return sum(record.stream == stream for record in self.sent.values())
-
-    def _delivered(self, stream: str) -> int:
-        return sum(record.stream == stream and record.fate is Fate.DELIVERED for record in self.sent.values())
-
-    def _stream(self, source: str) -> str | None:
-        record = self.sent.get(source)
-        return record.stream if record else None
-
-    def _repeats(self) -> int:
-        return int(self._logx.get("repeats", 0))
+        return Fate.DEAD_LETTER if source in self._dead else self._results.get(source)
 
 
 def _sentence(what: str, sources: list[str]) -> list[str]:

@@ -8,218 +8,132 @@ Ctrl-C, or the death of this process, leaves nothing running.
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
-from uuid import uuid4
 
 import orjson
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient
 
 from pipeline.errors import StartFailed
 from pipeline.sandbox.account import Account
 from pipeline.sandbox.display import Display, display
-from pipeline.sandbox.kafka import LocalKafka, java_command
-from pipeline.sandbox.kafka_jars import ensure_downloaded
-from pipeline.sandbox.processes import StandIns
-from pipeline.sandbox.traffic import Sent, decide_requests, odp_events, track_events
-from pipeline.sandbox.worker import Worker, worker_environment
+from pipeline.sandbox.figures import Figures, figures
+from pipeline.sandbox.guide import example, example_for_kcat
+from pipeline.sandbox.parts import Parts, start_parts
+from pipeline.sandbox.processes import free_port, usual_port
+from pipeline.sandbox.session import STILL_SECONDS, Accident, Kill, Session
+from pipeline.sandbox.traffic import Fate, Sent, decide_requests, odp_events, track_events
 
-_PARTITIONS = 8
-_SENT_AT_ONCE = 1000
-_COMMAND_SECONDS = 60
-_STILL_SECONDS = 30
-"""Nothing happened for so long: what is missing then will not come."""
-
+REQUESTS = 20_000
 _INTERRUPTED = 130
-_STREAMS = ("decide_requests", "decide_results", "track_events", "odp_events", "dead_letters")
+_KAFKA_PORT, _OPERATIONS_PORT = 9092, 8088
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    bootstrap_servers: str
-    topics: dict[str, str]
-    stand_ins: StandIns
-    worker: Worker
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to run. A tenth as many conversions as decide requests are sent, and a twentieth ODP events."""
+
+    requests: int = REQUESTS
+    bootstrap_servers: str | None = None
+    """An existing Kafka; the run has topics of its own there."""
+    json_file: Path | None = None
+    """Gets the figures of the summary."""
+    kill: bool = False
+    """Kill the worker with -9 in the middle and start another."""
+    keep_running: bool = False
+    """Stay up after the summary, until Ctrl-C."""
+    still_seconds: float = STILL_SECONDS
+    """Nothing has happened for so long: what is missing then will not come."""
 
 
-def run_demo(requests: int = 5000, bootstrap_servers: str | None = None, json_file: Path | None = None) -> int:
-    """Run it with so many decide requests, a tenth as many conversions and a twentieth ODP events; the exit code.
-
-    `bootstrap_servers` uses an existing Kafka, with topics of its own that are deleted afterwards. `json_file` gets the
-    account as JSON. Raises StartFailed with what to do.
-    """
+def run_demo(plan: Plan) -> int:
+    """Run it; the exit code. Raises StartFailed with what to do."""
     with display() as shown:
         try:
-            return _run(requests, bootstrap_servers, json_file, shown)
+            return _run(plan, shown)
         except KeyboardInterrupt:
             shown.step("interrupted; everything was stopped")
             return _INTERRUPTED
 
 
-def _run(requests: int, bootstrap_servers: str | None, json_file: Path | None, shown: Display) -> int:
+def _run(plan: Plan, shown: Display) -> int:
     with ExitStack() as stack:
-        parts = _start(bootstrap_servers, stack, shown)
-        account = Account()
-        try:
-            seconds = asyncio.run(_session(parts, account, requests, shown))
-            status = parts.worker.stop()
-            asyncio.run(_what_came_last(parts, account))
-        finally:
-            parts.worker.stop(timeout=5)
-        faults = account.open()
-        if status != 0:
-            faults.append(f"the worker ended with status {status}")
-        speed = f"{requests:,} requests sent and answered in {seconds:.1f} s, everything on this machine"
-        shown.account([*account.lines(), ("throughput", speed)], faults)
-        if faults:
-            shown.step(f"the end of the worker's log:\n{parts.worker.log_tail()}")
-        if json_file is not None:
-            document = account.document() | {"closed": not faults, "open": faults, "seconds": round(seconds, 3)}
-            json_file.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
-        return 1 if faults else 0
-
-
-def _start(bootstrap_servers: str | None, stack: ExitStack, shown: Display) -> _Parts:
-    """Everything up to a worker that is ready; `stack` ends it in the opposite order."""
-    if bootstrap_servers is None:
-        java_command()
-        ensure_downloaded(shown.download)
-        shown.step("starting Apache Kafka")
-        bootstrap_servers = stack.enter_context(LocalKafka()).bootstrap_servers
-    shown.step("starting stand-ins for Optimizely's CDN, ODP and logx")
-    stand_ins = stack.enter_context(StandIns())
-    run = f"demo-{uuid4().hex[:8]}"
-    topics = {stream: f"{run}.{stream.replace('_', '.')}" for stream in _STREAMS}
-    environment = worker_environment(
-        {
-            "KAFKA__BOOTSTRAP_SERVERS": bootstrap_servers,
-            "KAFKA__GROUP_ID": run,
-            "TOPICS__PARTITIONS": str(_PARTITIONS),
-        },
-        topics=topics,
-        stand_ins=stand_ins,
-    )
-    _create_topics(environment)
-    stack.callback(lambda: asyncio.run(_delete_topics(bootstrap_servers, topics)))
-    shown.step("starting a worker")
-    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="decision-pipeline-demo-")))
-    worker = Worker(environment, log=directory / "worker.log", remove=directory)
-    stack.callback(lambda: worker.stop(timeout=5))
-    worker.start()
-    worker.wait_ready()
-    return _Parts(bootstrap_servers, topics, stand_ins, worker)
-
-
-def _create_topics(environment: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "pipeline", "topics", "create"]
-    try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False
+        # Who tries things out finds the ports of the documentation, if they are free.
+        port = usual_port if plan.keep_running else lambda _: free_port()
+        parts = start_parts(
+            plan.bootstrap_servers, stack, shown, kafka_port=port(_KAFKA_PORT), operations_port=port(_OPERATIONS_PORT)
         )
-    except subprocess.TimeoutExpired as error:
-        raise StartFailed(f"`pipeline topics create` took longer than {_COMMAND_SECONDS} s") from error
-    if done.returncode != 0:
-        raise StartFailed(f"`pipeline topics create` failed: {done.stderr or done.stdout}")
+        try:
+            written = _account_for(plan, parts, shown)
+            if plan.keep_running:
+                _keep_running(parts, shown)
+        except KeyboardInterrupt:
+            parts.abandon()
+            raise
+    if not plan.keep_running:
+        shown.step(_WHERE_NEXT)
+    return 0 if written["closed"] else 1
 
 
-async def _delete_topics(bootstrap_servers: str, topics: dict[str, str]) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
-    await admin.start()
-    try:
-        await admin.delete_topics(list(topics.values()))
-    finally:
-        await admin.close()
+def _account_for(plan: Plan, parts: Parts, shown: Display) -> Figures:
+    """Run the traffic through a worker; the figures, shown and written."""
+    account = Account()
+    session = Session(parts, account, shown, still_seconds=plan.still_seconds)
+    records = list(_records(plan.requests))
+    # They live for a millisecond: sent while nobody reads, they are late for certain.
+    asyncio.run(session.send(record for record in records if record.fate is Fate.EXPIRED))
+    shown.step("starting a worker")
+    parts.worker.start()
+    parts.worker.wait_ready()
+    accident = Kill(parts, shown) if plan.kill else Accident()
+    asyncio.run(session.run([record for record in records if record.fate is not Fate.EXPIRED], accident))
+    status = 0
+    if not plan.keep_running:
+        status = asyncio.run(session.end())
+    faults = [*account.open(), *accident.faults(account)]
+    if status != 0:
+        faults.append(f"the worker ended with status {status}")
+    written = figures(account, faults=faults, seconds=session.seconds)
+    shown.summary(written)
+    if faults:
+        shown.step(f"\nThe end of the worker's log:\n{parts.worker.log_tail()}")
+    if plan.json_file is not None:
+        plan.json_file.write_bytes(orjson.dumps(written, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
+    return written
 
 
-async def _session(parts: _Parts, account: Account, requests: int, shown: Display) -> float:
-    """Produce and read until everything is accounted for, or nothing moves; seconds until all were answered."""
-    started = time.monotonic()
-    consumer = await _reader(parts)
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            producing = tasks.create_task(_produce(parts, account, requests))
-            answered = 0.0
-            last, moved = account.progress, started
-            while time.monotonic() - moved < _STILL_SECONDS:
-                await _read(parts, account, consumer)
-                shown.progress(account, requests)
-                if not answered and producing.done() and account.answered >= requests:
-                    answered = time.monotonic() - started
-                if producing.done() and not account.open():
-                    break
-                if account.progress != last:
-                    last, moved = account.progress, time.monotonic()
-            producing.cancel()
-    finally:
-        await consumer.stop()
-    return answered or time.monotonic() - started
+def _records(requests: int) -> chain[Sent]:
+    return chain(decide_requests(requests), track_events(requests // 10), odp_events(requests // 20))
 
 
-async def _what_came_last(parts: _Parts, account: Account) -> None:
-    """What the worker still wrote while it stopped: nothing may come that nobody sent."""
-    seen = Account()
-    seen.sent = account.sent
-    consumer = await _reader(parts)
-    try:
-        ends = await consumer.end_offsets(consumer.assignment())
-        while any([await consumer.position(partition) < end for partition, end in ends.items()]):
-            await _read(parts, seen, consumer)
-    finally:
-        await consumer.stop()
-    account.take_over(seen)
+_WHERE_NEXT = """
+Everything was stopped. Where to look next:
+  pipeline demo --keep-running   the same, and everything stays up: topics and metrics to look at, a request to paste
+  pipeline demo --kill           the same, and the worker is killed in the middle
+  pipeline sandbox --kafka       a broker and the stand-ins alone, for a worker and a producer of your own
+  README.md, schemas/            the topics and what their messages look like"""
 
 
-async def _reader(parts: _Parts) -> AIOKafkaConsumer:
-    consumer = AIOKafkaConsumer(
-        parts.topics["decide_results"],
-        parts.topics["dead_letters"],
-        bootstrap_servers=parts.bootstrap_servers,
-        auto_offset_reset="earliest",
-        isolation_level="read_committed",
+def _keep_running(parts: Parts, shown: Display) -> None:
+    """Say what is there, and wait for Ctrl-C. Raises StartFailed should a part end by itself."""
+    topics = "\n".join(f"    {topic}" for topic in parts.topics.values())
+    shown.step(
+        f"\nEverything stays up until Ctrl-C.\n"
+        f"  bootstrap servers  {parts.bootstrap_servers}\n"
+        f"  topics\n{topics}\n"
+        f"  metrics            {parts.worker.metrics_url}\n"
+        f"  log of the worker  {parts.worker.log}\n\n"
+        f"A request and its answer, to paste into another terminal:\n\n"
+        f"{example(parts.bootstrap_servers, parts.topics)}\n\n"
+        f"The same with kcat:\n\n{example_for_kcat(parts.bootstrap_servers, parts.topics)}\n"
     )
-    await consumer.start()
-    return consumer
-
-
-async def _read(parts: _Parts, account: Account, consumer: AIOKafkaConsumer) -> None:
-    batches = await consumer.getmany(timeout_ms=200, max_records=5000)
-    for partition, records in batches.items():
-        for record in records:
-            if partition.topic == parts.topics["dead_letters"]:
-                account.book_dead_letter(record.headers)
-            else:
-                account.book_result(record.value or b"")
-    logx = await asyncio.to_thread(parts.stand_ins.ledger, "logx")
-    odp = await asyncio.to_thread(parts.stand_ins.ledger, "odp")
-    account.book_services(logx, odp)
-
-
-async def _produce(parts: _Parts, account: Account, requests: int) -> None:
-    producer = AIOKafkaProducer(
-        bootstrap_servers=parts.bootstrap_servers, enable_idempotence=True, compression_type="zstd", linger_ms=5
-    )
-    await producer.start()
     try:
-        records = chain(decide_requests(requests), track_events(requests // 10), odp_events(requests // 20))
-        for batch in _batches(records):
-            sending = [
-                await producer.send(parts.topics[record.stream], record.value, key=record.key) for record in batch
-            ]
-            for record, future in zip(batch, sending, strict=True):
-                at = await future
-                account.book_sent(f"{at.topic}-{at.partition}-{at.offset}", record)
-    finally:
-        await producer.stop()
-
-
-def _batches(records: Iterator[Sent]) -> Iterator[list[Sent]]:
-    while batch := list(islice(records, _SENT_AT_ONCE)):
-        yield batch
+        while parts.worker.running and not parts.stand_ins.ended:
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        parts.abandon()
+        shown.step("stopped")
+        return
+    raise StartFailed(f"a part of the demo ended by itself; the end of the worker's log:\n{parts.worker.log_tail()}")

@@ -1,4 +1,4 @@
-"""What the demo shows: bars on a terminal, plain lines elsewhere (a log, a pipe)."""
+"""What the demo and the sandbox show: bars on a terminal, plain lines elsewhere (a log, a pipe)."""
 
 from __future__ import annotations
 
@@ -8,29 +8,40 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from pipeline.sandbox.account import Account
+from pipeline.sandbox.figures import Figures
 from pipeline.sandbox.kafka_jars import VERSION, cache_directory
+from pipeline.sandbox.summary import summary
 
 _LINE_SECONDS = 2.0
+_PIPE_WIDTH = 140
 
 
 class Display(Protocol):
-    """What the demo says, and when."""
+    """What is said, and when. `records` is how many will be sent in all, `requests` how many of them are requests."""
 
     def download(self, had: int, total: int) -> None: ...
     def step(self, text: str) -> None: ...
-    def progress(self, account: Account, requests: int) -> None: ...
-    def account(self, lines: list[tuple[str, str]], faults: list[str]) -> None: ...
+    def progress(self, account: Account, *, records: int, requests: int) -> None: ...
+    def summary(self, figures: Figures) -> None: ...
 
 
 @contextmanager
 def display() -> Iterator[Display]:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
     if not console.is_terminal:
-        yield Lines(console)
+        yield Lines(Console(highlight=False, width=_PIPE_WIDTH))
         return
     with Bars(console) as bars:
         yield bars
@@ -54,17 +65,19 @@ class Lines:
             self._console.print(f"downloaded {had / 1e6:.0f} of {total / 1e6:.0f} MB")
 
     def step(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
         self._said = time.monotonic()
 
-    def progress(self, account: Account, requests: int) -> None:
+    def progress(self, account: Account, *, records: int, requests: int) -> None:
         if self._due():
-            self._console.print(f"sent {len(account.sent):,} records, answered {account.answered:,} of {requests:,}")
+            impressions = account.logx.get("impressions", 0)
+            self._console.print(
+                f"sent {len(account.sent):,} of {records:,} records, answered {account.answered:,} of {requests:,} "
+                f"requests, {impressions:,} impressions at logx"
+            )
 
-    def account(self, lines: list[tuple[str, str]], faults: list[str]) -> None:
-        for what, how in lines:
-            self._console.print(f"{what:<16} {how}", markup=False)
-        _show_verdict(self._console, faults)
+    def summary(self, figures: Figures) -> None:
+        self._console.print(summary(figures))
 
     def _due(self) -> bool:
         if time.monotonic() - self._said < _LINE_SECONDS:
@@ -74,12 +87,12 @@ class Lines:
 
 
 class Bars:
-    """A bar for what is under way; steps stay above it."""
+    """Bars for what is under way; steps stay above them."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._download: tuple[Progress, TaskID] | None = None
-        self._answered: tuple[Progress, TaskID] | None = None
+        self._running: Running | None = None
 
     def __enter__(self) -> Bars:
         return self
@@ -99,38 +112,45 @@ class Bars:
             self._end_bars()
 
     def step(self, text: str) -> None:
-        self._end_bars()
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
-    def progress(self, account: Account, requests: int) -> None:
-        if self._answered is None:
-            bar = Progress(
-                TextColumn("answered"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=self._console
-            )
-            bar.start()
-            self._answered = bar, bar.add_task("", total=requests)
-        bar, task = self._answered
-        bar.update(task, completed=account.answered)
+    def progress(self, account: Account, *, records: int, requests: int) -> None:
+        if self._running is None:
+            self._running = Running(self._console, records, requests)
+        self._running.update(account)
 
-    def account(self, lines: list[tuple[str, str]], faults: list[str]) -> None:
+    def summary(self, figures: Figures) -> None:
         self._end_bars()
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-        for line in lines:
-            table.add_row(*line)
-        self._console.print(table)
-        _show_verdict(self._console, faults)
+        self._console.print(summary(figures))
 
     def _end_bars(self) -> None:
-        for shown in (self._download, self._answered):
-            if shown is not None:
-                shown[0].stop()
-        self._download = self._answered = None
+        if self._download is not None:
+            self._download[0].stop()
+        if self._running is not None:
+            self._running.stop()
+        self._download = self._running = None
 
 
-def _show_verdict(console: Console, faults: list[str]) -> None:
-    if faults:
-        console.print("The account does not close:", style="bold red")
-        for fault in faults:
-            console.print(f"  {fault}", markup=False)
-    else:
-        console.print("The account closes: every record has one outcome, every event was counted once.", style="green")
+class Running:
+    """The bars of a run: what was sent, and how far each of its effects has come."""
+
+    def __init__(self, console: Console, records: int, requests: int) -> None:
+        self._bars = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=console,
+        )  # fmt: skip
+        self._sent = self._bars.add_task("records sent", total=records)
+        self._answered = self._bars.add_task("requests answered", total=requests)
+        self._impressions = self._bars.add_task("impressions at logx", total=None)
+        self._odp = self._bars.add_task("ODP events at ODP", total=None)
+        self._bars.start()
+
+    def update(self, account: Account) -> None:
+        self._bars.update(self._sent, completed=len(account.sent))
+        self._bars.update(self._answered, completed=account.answered)
+        due, delivered = account.impressions_due, account.delivered("odp_events")
+        self._bars.update(self._impressions, completed=account.logx.get("impressions", 0), total=due or None)
+        self._bars.update(self._odp, completed=account.odp.get("distinct_events", 0), total=delivered or None)
+
+    def stop(self) -> None:
+        self._bars.stop()

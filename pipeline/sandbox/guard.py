@@ -18,6 +18,8 @@ import threading
 from pathlib import Path
 from types import FrameType
 
+_NOT_STARTED = 127
+
 
 def main() -> int:
     parser = argparse.ArgumentParser()
@@ -25,8 +27,9 @@ def main() -> int:
     parser.add_argument("--remove", type=Path)
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
-    with options.log.open("ab") as log:
-        child = subprocess.Popen(options.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+    child = _started(options.command, options.log)
+    if child is None:
+        return _NOT_STARTED
     abandoned = threading.Event()
 
     def kill(number: int, frame: FrameType | None) -> None:
@@ -34,11 +37,29 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, kill)
     threading.Thread(target=_watch, args=(child, abandoned), daemon=True).start()
-    print(child.pid, flush=True)  # noqa: T201 - this line is the interface
+    try:
+        print(child.pid, flush=True)  # noqa: T201 - this line is the interface
+    except BrokenPipeError:
+        # The starter was interrupted before it heard of the command; at its end it closes the other pipe, too.
+        sys.stdout = None
     status = child.wait()
     if abandoned.is_set() and options.remove is not None:
         shutil.rmtree(options.remove, ignore_errors=True)
     return status if status >= 0 else 128 - status
+
+
+def _started(command: list[str], path: Path) -> subprocess.Popen[bytes] | None:
+    """The command with its output in the log, where it also says why it could not be run."""
+    try:
+        log = path.open("ab")
+    except OSError:
+        return None  # The starter was interrupted, and has removed the directory already.
+    with log:
+        try:
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        except OSError as error:
+            log.write(f"{error.strerror or error}\n".encode())
+            return None
 
 
 def _watch(child: subprocess.Popen[bytes], abandoned: threading.Event) -> None:

@@ -64,8 +64,12 @@ class Guarded:
             start_new_session=True,
         )
         assert self._guard.stdout is not None
-        with self._guard.stdout as line:
-            pid = line.readline()
+        try:
+            with self._guard.stdout as line:
+                pid = line.readline()
+        except BaseException:
+            self.close()
+            raise
         if not pid:
             self.close()
             raise StartFailed(f"{command[0]} cannot be started: {self.log_tail(3)}")
@@ -125,6 +129,21 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def usual_port(port: int) -> int:
+    """`port` if it is free, else another one."""
+    return port if port_is_free(port) else free_port()
+
+
+def port_is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def until(condition: Callable[[], bool], *, timeout: float, what: str, interval: float = 0.02) -> None:

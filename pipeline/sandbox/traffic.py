@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
-from pipeline.sandbox.project_data import EVENTS, FLAGS, PEOPLE, PRODUCTION, REVOKED, STAGING, user_id
+from pipeline.sandbox.project_data import EVENTS, FLAGS, PEOPLE, PRODUCTION, REVOKED, STAGING, email_of, user_id
 
 Stream = Literal["decide_requests", "track_events", "odp_events"]
 
@@ -23,20 +23,24 @@ class Fate(StrEnum):
 
     DECIDED = "result"
     ERROR = "result with error"
+    EXPIRED = "expired"
     DELIVERED = "delivered"
     DEAD_LETTER = "dead letter"
 
 
 class Sent(NamedTuple):
-    """A record to produce. `kind` names what is special about it."""
+    """A record to produce. `kind` names what is special about it, `reason` is that of its dead letter."""
 
     stream: Stream
     key: bytes | None
     value: bytes | None
     fate: Fate
     kind: str
+    reason: str = ""
 
 
+STREAMS: tuple[Stream, ...] = ("decide_requests", "track_events", "odp_events")
+UNKNOWN_TO_ODP = "unknown to ODP"
 _OPTIONS = (
     "INCLUDE_REASONS",
     "EXCLUDE_VARIABLES",
@@ -52,7 +56,10 @@ Body = dict[str, Any]
 
 
 def decide_requests(count: int, *, seed: int = 1) -> Iterator[Sent]:
-    """Requests for one flag, several or all of them, half with segments; every twentieth is wrong in some way."""
+    """Requests for one flag, several or all of them, half with segments; every twentieth is wrong in some way.
+
+    Those that expire live for one millisecond: whoever wants to see it for sure sends them before a worker reads.
+    """
     rng = random.Random(seed)  # noqa: S311 - reproducible, not secret
     wrong = _cycle(_WRONG_REQUESTS)
     for number in range(1, count + 1):
@@ -150,7 +157,7 @@ def _odp_event(rng: random.Random) -> Body:
     person = user_id(rng.randint(1, PEOPLE))
     identifiers = {"fs_user_id": person}
     if rng.random() < 0.3:
-        identifiers["email"] = f"{person}@shop.example"
+        identifiers["email"] = email_of(person)
     return {
         "sdkKey": PRODUCTION if rng.random() < 0.7 else STAGING,
         "action": rng.choice(["viewed", "added_to_cart", "purchased"]),
@@ -166,8 +173,12 @@ def _sent(stream: Stream, body: object, fate: Fate, kind: str, key: str | None =
     return Sent(stream, key.encode() if key else None, orjson.dumps(body), fate, kind)
 
 
-def _raw(stream: Stream, value: bytes | None, kind: str) -> Sent:
-    return Sent(stream, b"broken", value, Fate.DEAD_LETTER, kind)
+def _dead_letter(stream: Stream, body: object, reason: str, kind: str, key: str | None = None) -> Sent:
+    return _sent(stream, body, Fate.DEAD_LETTER, kind, key)._replace(reason=reason)
+
+
+def _raw(stream: Stream, value: bytes | None, reason: str, kind: str) -> Sent:
+    return Sent(stream, b"broken", value, Fate.DEAD_LETTER, kind, reason)
 
 
 def _cycle(kinds: tuple[Callable[[Body], Sent], ...]) -> Iterator[Callable[[Body], Sent]]:
@@ -184,44 +195,47 @@ def _error(kind: str, **changes: object) -> Callable[[Body], Sent]:
     return lambda body: _sent("decide_requests", body | changes, Fate.ERROR, kind)
 
 
-def _dead(stream: Stream, kind: str, **changes: object) -> Callable[[Body], Sent]:
+def _dead(stream: Stream, kind: str, reason: str, **changes: object) -> Callable[[Body], Sent]:
     """A record that can only be a dead letter."""
-    return lambda body: _sent(stream, body | changes, Fate.DEAD_LETTER, kind)
+    return lambda body: _dead_letter(stream, body | changes, reason, kind)
 
 
+_NO_USER = "user_id_missing"
+_NO_KEY = "sdk_key_unusable"
 _WRONG_REQUESTS: tuple[Callable[[Body], Sent], ...] = (
-    lambda _: _raw("decide_requests", b'{"userId": "user-00001', "not JSON"),
+    lambda _: _raw("decide_requests", b'{"userId": "user-00001', "not_json", "not JSON"),
     _error("unknown SDK key", sdkKey=_UNKNOWN_SDK_KEY),
-    lambda body: _sent("decide_requests", _without(body, "userId"), Fate.DEAD_LETTER, "no userId", key="user-00007"),
+    lambda body: _dead_letter("decide_requests", _without(body, "userId"), _NO_USER, "no userId", key="user-00007"),
     _error("denied SDK key", sdkKey=REVOKED),
+    lambda body: _sent("decide_requests", body | {"ttlMs": 1}, Fate.EXPIRED, "expired"),
     _error("unknown option", decideOptions=["INCLUDE_REASON"]),
-    _dead("decide_requests", "userId is a number", userId=7),
+    _dead("decide_requests", "userId is a number", _NO_USER, userId=7),
     lambda body: _sent(
         "decide_requests",
         _without(body, "fetchSegmentsOptions") | {"userId": f"guest-{body['requestId']}", "fetchSegments": True},
         Fate.ERROR,
-        "unknown to ODP",
+        UNKNOWN_TO_ODP,
     ),
-    lambda _: _raw("decide_requests", b"[1, 2, 3]", "not an object"),
+    lambda _: _raw("decide_requests", b"[1, 2, 3]", "not_an_object", "not an object"),
     _error("attributes are a list", userAttributes=["plan"]),
     _error("keys are a text", keys="checkout_redesign"),
     lambda body: _sent("decide_requests", body | {"keys": ["no_such_flag"]}, Fate.DECIDED, "unknown flag"),
-    _dead("decide_requests", "userId is empty", userId=""),
+    _dead("decide_requests", "userId is empty", _NO_USER, userId=""),
     lambda body: _sent("decide_requests", body, Fate.DECIDED, "no record key")._replace(key=None),
-    lambda _: _raw("decide_requests", None, "no value"),
+    lambda _: _raw("decide_requests", None, "empty", "no value"),
 )
 _WRONG_CONVERSIONS: tuple[Callable[[Body], Sent], ...] = (
-    _dead("track_events", "unknown event", eventKey="no_such_event"),
-    lambda _: _raw("track_events", b"purchase", "not JSON"),
-    lambda body: _sent("track_events", _without(body, "userId"), Fate.DEAD_LETTER, "no userId", key="user-00007"),
-    _dead("track_events", "unknown SDK key", sdkKey=_UNKNOWN_SDK_KEY),
-    lambda body: _sent("track_events", _without(body, "eventKey"), Fate.DEAD_LETTER, "no eventKey"),
-    _dead("track_events", "denied SDK key", sdkKey=REVOKED),
+    _dead("track_events", "unknown event", "unknown_event_key", eventKey="no_such_event"),
+    lambda _: _raw("track_events", b"purchase", "not_json", "not JSON"),
+    lambda body: _dead_letter("track_events", _without(body, "userId"), _NO_USER, "no userId", key="user-00007"),
+    _dead("track_events", "unknown SDK key", _NO_KEY, sdkKey=_UNKNOWN_SDK_KEY),
+    lambda body: _dead_letter("track_events", _without(body, "eventKey"), "event_key_missing", "no eventKey"),
+    _dead("track_events", "denied SDK key", _NO_KEY, sdkKey=REVOKED),
 )
 _WRONG_ODP_EVENTS: tuple[Callable[[Body], Sent], ...] = (
-    lambda body: _sent("odp_events", _without(body, "action"), Fate.DEAD_LETTER, "no action"),
-    _dead("odp_events", "no identifiers", identifiers={}),
-    _dead("odp_events", "data is nested", data={"product": {"id": 7}}),
-    lambda _: _raw("odp_events", b"{", "not JSON"),
-    _dead("odp_events", "denied SDK key", sdkKey=REVOKED),
+    lambda body: _dead_letter("odp_events", _without(body, "action"), "action_missing", "no action"),
+    _dead("odp_events", "no identifiers", "identifiers_missing", identifiers={}),
+    _dead("odp_events", "data is nested", "data_invalid", data={"product": {"id": 7}}),
+    lambda _: _raw("odp_events", b"{", "not_json", "not JSON"),
+    _dead("odp_events", "denied SDK key", _NO_KEY, sdkKey=REVOKED),
 )

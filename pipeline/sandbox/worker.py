@@ -108,6 +108,19 @@ class Worker:
         status, text = self._get("/metrics")
         return text if status == 200 else ""
 
+    def metric(self, name: str, **labels: str) -> float:
+        """One value of a metric now, without its prefix; 0 where there is none."""
+        named = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
+        begin = f"decision_pipeline_{name}{{{named}}} " if named else f"decision_pipeline_{name} "
+        for line in self.metrics().splitlines():
+            if line.startswith(begin):
+                return float(line.removeprefix(begin))
+        return 0.0
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/metrics"
+
     def log_tail(self, lines: int = 40) -> str:
         return self._process.log_tail(lines) if self._process is not None else ""
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -15,9 +20,16 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
 from pipeline.sandbox import demo
-from pipeline.sandbox.demo import run_demo
-from pipeline.sandbox.processes import until
-from pipeline.sandbox.traffic import Fate, decide_requests
+from pipeline.sandbox.account import Account
+from pipeline.sandbox.demo import Plan, run_demo
+from pipeline.sandbox.display import Display, display
+from pipeline.sandbox.figures import Figures
+from pipeline.sandbox.parts import Parts
+from pipeline.sandbox.processes import StandIns, until
+from pipeline.sandbox.session import Kill, Session
+from pipeline.sandbox.traffic import Fate, Sent, decide_requests
+from pipeline.sandbox.worker import Worker
+from tests.sandbox.test_account import assert_printed_is_written
 from tests.support import Broker
 
 
@@ -31,20 +43,223 @@ def own_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return directory
 
 
+def _figures_of(plan: Plan) -> Figures:
+    assert plan.json_file is not None
+    assert run_demo(plan) == 0
+    written: Figures = orjson.loads(plan.json_file.read_bytes())
+    return written
+
+
+def _summary(said: str) -> str:
+    return said[said.index("Decisions\n") : said.index("Everything was stopped")]
+
+
 def test_the_account_closes(
     kafka: Broker, own_temporary_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    account = tmp_path / "account.json"
-    assert run_demo(requests=300, bootstrap_servers=kafka.bootstrap_servers, json_file=account) == 0
-    written = orjson.loads(account.read_bytes())
-    assert written["closed"] is True
-    assert written["sent"] == {"decide_requests": 300, "track_events": 30, "odp_events": 15}
-    assert sum(written["requests"].values()) == 300
-    assert written["impressions_due"] == written["logx"]["impressions"] > 300
+    plan = Plan(requests=600, bootstrap_servers=kafka.bootstrap_servers, json_file=tmp_path / "figures.json")
+    written = _figures_of(plan)
+    assert (written["closed"], written["open"]) == (True, [])
+    assert written["sent"] == {"decide_requests": 600, "track_events": 60, "odp_events": 30}
+    assert sum(written["requests"].values()) == written["distinct_sources"] == 600
+    assert written["requests"]["expired"] == written["errors"]["request expired"] == 2
+    assert written["impressions_due"] == written["logx"]["impressions"] > 600
+    assert (written["logx"]["repeats"], written["kills"], written["second_results"]) == (0, 0, 0)
+    assert set(written["decisions"]["search_ranking"]) >= {"control", "fresh_first", "popular_first"}
+    segments = written["segments"]
+    assert segments["graphql_requests"] < segments["cold_users"] < segments["requests"]
+    assert 0 < segments["cache_hits"] < segments["requests"]
+    assert written["dead_letters"] == {
+        "user_id_missing": 7, "not_json": 3, "not_an_object": 2, "empty": 2, "action_missing": 1,
+        "unknown_event_key": 1,
+    }  # fmt: skip
     said = capsys.readouterr().out
+    assert_printed_is_written(_summary(said), written)
     assert "The account closes" in said
-    assert "decide requests  300 sent" in said
+    assert "600 sent = 600 distinct sources" in said
     assert list(own_temporary_directory.iterdir()) == []
+
+
+def test_a_killed_worker_repeats_events_and_the_account_closes(
+    kafka: Broker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = Plan(requests=400, bootstrap_servers=kafka.bootstrap_servers, json_file=tmp_path / "figures.json", kill=True)
+    written = _figures_of(plan)
+    assert (written["closed"], written["kills"]) == (True, 1)
+    assert written["logx"]["repeats"] > 0
+    assert written["logx"]["impressions"] == written["impressions_due"]
+    said = capsys.readouterr().out
+    assert "killed the worker with -9" in said
+    assert_printed_is_written(_summary(said), written)
+
+
+def test_another_outcome_than_expected_is_a_failure(
+    kafka: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(count: int) -> Iterator[Sent]:
+        for record in decide_requests(count):
+            yield record._replace(fate=Fate.ERROR) if record.kind == "ordinary" else record
+
+    monkeypatch.setattr(demo, "decide_requests", wrong)
+    file = tmp_path / "figures.json"
+    plan = Plan(requests=20, bootstrap_servers=kafka.bootstrap_servers, json_file=file, still_seconds=2)
+    assert run_demo(plan) == 1
+    said = capsys.readouterr().out
+    assert "The account does not close" in said
+    assert "19 records with another outcome than expected" in said
+    assert "worker stopped" in said, "the end of the worker's log is shown"
+    assert orjson.loads(file.read_bytes())["closed"] is False
+
+
+class _NoWorker:
+    """Counts what is done to it."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def metric(self, name: str, **labels: str) -> float:
+        return 3
+
+    def kill(self) -> None:
+        self.done.append("kill")
+
+    def start(self) -> None:
+        self.done.append("start")
+
+
+def test_the_kill_waits_for_a_post_under_way_and_demands_repeats(stand_ins: StandIns) -> None:
+    worker = _NoWorker()
+    parts = Parts("", None, stand_ins, {}, worker)  # type: ignore[arg-type]
+    with display() as shown:
+        kill, account = Kill(parts, shown), Account()
+        assert stand_ins.control("logx")["hold_answers"] is True
+        kill.happen(account, 0)
+        assert (worker.done, kill.over) == ([], False)
+        assert kill.faults(account) == ["the worker was not killed: there was no POST under way to logx"]
+        account.book_services({"unanswered": 1, "events": 7}, {})
+        kill.happen(account, 8)
+        assert worker.done == [], "not before a part of the requests is answered"
+        kill.happen(account, 0)
+        kill.happen(account, 0)
+        assert (worker.done, kill.over, account.kills, account.cache_hits) == (["kill", "start"], False, 1, 3)
+        assert stand_ins.control("logx")["hold_answers"] is False
+        assert kill.faults(account) == ["the kill caused no repeat on the wire"]
+        account.book_services({"repeats": 1}, {})
+        kill.happen(account, 0)
+    assert (worker.done, kill.over, kill.faults(account)) == (["kill", "start"], True, [])
+
+
+@pytest.mark.asyncio
+async def test_an_interrupt_does_not_wait_for_a_worker_that_will_not_stop(stand_ins: StandIns, tmp_path: Path) -> None:
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True)"
+    arguments = ("-n1", "-r1", "-s", deaf, "time.sleep(60)")
+    worker = Worker(dict(os.environ), log=tmp_path / "log", module="timeit", arguments=arguments)
+    worker.start()
+    until(lambda: worker.log_tail() == "deaf", timeout=10, what="its deafness")
+    shown: Display
+    with display() as shown:
+        session = Session(Parts("", None, stand_ins, {}, worker), Account(), shown)
+        ending = asyncio.create_task(session.end())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(ending), 0.5)
+        ending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ending
+    assert worker.wait(5) == 128 + signal.SIGKILL
+
+
+class Terminal:
+    """`pipeline` as a person runs it, with a broker of its own; what it says is read as it comes."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        self.said = ""
+
+    def read_until(self, words: str) -> str:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said += line
+            if words in line:
+                return self.said
+        raise AssertionError(f"{words!r} was not said: {self.said}")
+
+    def interrupt(self) -> float:
+        """Ctrl-C, which reaches the whole group of processes; the seconds until its end."""
+        assert self.process.stdout is not None
+        children = descendants(self.process.pid)
+        interrupted = time.monotonic()
+        os.killpg(self.process.pid, signal.SIGINT)
+        self.said += self.process.stdout.read()
+        self.process.wait(15)
+        took = time.monotonic() - interrupted
+        self.process.stdout.close()
+        until(
+            lambda: not any(Path(f"/proc/{pid}").exists() for pid in children),
+            timeout=5,
+            what="the end of all children",
+        )
+        return took
+
+
+def descendants(pid: int) -> list[int]:
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        found += [int(child), *descendants(int(child))]
+    return found
+
+
+@pytest.mark.parametrize("words", ["starting Apache Kafka", "sent "], ids=["while Kafka starts", "in the middle"])
+def test_ctrl_c_leaves_nothing_running(own_temporary_directory: Path, words: str) -> None:
+    terminal = Terminal("demo")
+    terminal.read_until(words)
+    if words == "sent ":
+        assert len(descendants(terminal.process.pid)) >= 10, "guards and what they guard"
+    assert_interrupted(terminal)
+    assert list(own_temporary_directory.iterdir()) == []
+
+
+def test_ctrl_c_while_the_worker_starts(kafka: Broker, own_temporary_directory: Path) -> None:
+    terminal = Terminal("demo", "--bootstrap-servers", kafka.bootstrap_servers)
+    terminal.read_until("starting a worker")
+    assert_interrupted(terminal)
+    assert list(own_temporary_directory.iterdir()) == []
+
+
+def assert_interrupted(terminal: Terminal) -> None:
+    assert terminal.interrupt() < 10
+    assert terminal.process.returncode == 130
+    assert terminal.said.endswith("interrupted; everything was stopped\n")
+    assert "Traceback" not in terminal.said
+
+
+def test_it_stays_up_where_it_is_asked_to(kafka: Broker, own_temporary_directory: Path) -> None:
+    terminal = Terminal("demo", "--requests", "40", "--keep-running", "--bootstrap-servers", kafka.bootstrap_servers)
+    said = terminal.read_until("The same with kcat")
+    assert "The account closes" in said
+    url = re.search(r"http://127\.0\.0\.1:\d+/metrics", said)
+    assert url is not None
+    with urllib.request.urlopen(url[0], timeout=5) as answer:
+        assert b"decision_pipeline_decide_requests_total" in answer.read()
+    assert f"  bootstrap servers  {kafka.bootstrap_servers}\n" in said
+    assert paste_example(said)["decisions"][0]["flagKey"] == "checkout_redesign"
+    assert terminal.interrupt() < 10
+    assert terminal.process.returncode == 0
+    assert terminal.said.endswith("stopped\n")
+    assert list(own_temporary_directory.iterdir()) == []
+
+
+def paste_example(said: str) -> Figures:
+    """Run the example that was printed; the answer it prints."""
+    begin = said.rindex("\n\n", 0, said.index("<<'END'")) + 2
+    command = said[begin : said.index("\nEND\n") + len("\nEND\n")]
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    answer: Figures = json.loads(done.stdout)
+    assert answer["requestId"] == "my-first-request"
+    return answer
 
 
 @pytest.mark.asyncio
@@ -55,45 +270,3 @@ async def test_nothing_of_it_stays_on_an_existing_broker(kafka: Broker) -> None:
         assert [topic for topic in await admin.list_topics() if topic.startswith("demo-")] == []
     finally:
         await admin.close()
-
-
-def test_another_outcome_than_expected_is_a_failure(
-    kafka: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def wrong(count: int):  # type: ignore[no-untyped-def]
-        for record in decide_requests(count):
-            yield record._replace(fate=Fate.ERROR) if record.kind == "ordinary" else record
-
-    monkeypatch.setattr(demo, "decide_requests", wrong)
-    monkeypatch.setattr(demo, "_STILL_SECONDS", 2)
-    assert run_demo(requests=20, bootstrap_servers=kafka.bootstrap_servers) == 1
-    said = capsys.readouterr().out
-    assert "The account does not close" in said
-    assert "19 records with another outcome than expected" in said
-    assert "worker stopped" in said, "the end of the worker's log is shown"
-
-
-def test_ctrl_c_leaves_nothing_running(own_temporary_directory: Path) -> None:
-    command = [sys.executable, "-c", "from pipeline.sandbox.demo import run_demo; raise SystemExit(run_demo(200_000))"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("sent "):
-                break
-        children = _descendants(process.pid)
-        assert len(children) >= 10, "guards and what they guard: broker, three stand-ins, worker"
-        interrupted = time.monotonic()
-        os.killpg(process.pid, signal.SIGINT)
-        rest = process.stdout.read()
-        assert process.wait(10) == 130
-    assert time.monotonic() - interrupted < 10
-    assert "interrupted" in rest
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), timeout=5, what="the end of all children")
-    assert list(own_temporary_directory.iterdir()) == []
-
-
-def _descendants(pid: int) -> list[int]:
-    found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found += [int(child), *_descendants(int(child))]
-    return found

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import StartFailed
+from pipeline.sandbox import processes
 from pipeline.sandbox import project_data as data
 from pipeline.sandbox.processes import SERVICES, Guarded, StandIns, free_port, until
 from tests.sandbox.calls import Answered, call
@@ -349,6 +350,33 @@ def _exists(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_a_command_that_cannot_be_run_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(StartFailed, match=r"/no/such cannot be started: No such file"):
+        Guarded(["/no/such"], log=tmp_path / "log")
+    with pytest.raises(StartFailed, match=r"python.* cannot be started: $"):
+        Guarded([sys.executable], log=tmp_path / "missing" / "log")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_starter_that_goes_before_it_is_told_leaves_nothing(tmp_path: Path) -> None:
+    guard = Path(processes.__file__).with_name("guard.py")
+    sleeping = [sys.executable, "-c", "import time; time.sleep(60)"]
+    process = subprocess.Popen(
+        [sys.executable, "-I", str(guard), "--log", str(tmp_path / "log"), "--", *sleeping],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stderr:
+        process.stdout.close()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+        process.stdin.close()
+        assert process.wait(10) == 128 + signal.SIGKILL
+        assert process.stderr.read() == b""
 
 
 def test_a_guarded_command_gives_its_status_and_log(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import orjson
 import pytest
 
+from pipeline.messages.dead_letters import REASONS
 from pipeline.sandbox import project_data as data
 from pipeline.sandbox.traffic import Fate, Sent, decide_requests, odp_events, track_events
 
@@ -28,10 +29,10 @@ def test_the_default_run_has_every_kind_of_request() -> None:
     assert set(kinds) == {
         "ordinary", "not JSON", "unknown SDK key", "no userId", "denied SDK key", "unknown option",
         "userId is a number", "unknown to ODP", "not an object", "attributes are a list", "keys are a text",
-        "unknown flag", "userId is empty", "no record key", "no value",
+        "unknown flag", "userId is empty", "no record key", "no value", "expired",
     }  # fmt: skip
     fates = Counter(record.fate for record in sent)
-    assert set(fates) == {Fate.DECIDED, Fate.ERROR, Fate.DEAD_LETTER}
+    assert set(fates) == {Fate.DECIDED, Fate.ERROR, Fate.EXPIRED, Fate.DEAD_LETTER}
     assert fates[Fate.DECIDED] > 4500
     bodies = [orjson.loads(record.value or b"") for record in sent if record.kind == "ordinary"]
     lengths = Counter(min(len(body["keys"]), 2) for body in bodies)
@@ -64,3 +65,15 @@ def test_a_record_s_key_is_its_user(generate: Callable[..., Iterator[Sent]]) -> 
         if record.kind == "ordinary":
             body = orjson.loads(record.value or b"")
             assert record.key == (body.get("userId") or body["identifiers"]["fs_user_id"]).encode()
+
+
+@pytest.mark.parametrize("generate", GENERATORS, ids=lambda generate: generate.__name__)
+def test_a_dead_letter_s_reason_is_one_of_the_contract(generate: Callable[..., Iterator[Sent]]) -> None:
+    for record in generate(400):
+        assert (record.reason in REASONS) is (record.fate is Fate.DEAD_LETTER), record
+
+
+def test_requests_that_expire_live_for_a_millisecond() -> None:
+    expiring = [record for record in decide_requests(600) if record.fate is Fate.EXPIRED]
+    assert expiring
+    assert {orjson.loads(record.value or b"")["ttlMs"] for record in expiring} == {1}

@@ -1,0 +1,115 @@
+"""What a run is made of: a broker, the stand-ins, the topics, a worker; each ended by the stack it was put on.
+
+Used by the demo. Starting is synchronous and every wait in it has a deadline; the errors say what to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from pipeline.errors import StartFailed
+from pipeline.sandbox.display import Display
+from pipeline.sandbox.kafka import LocalKafka, java_command
+from pipeline.sandbox.kafka_jars import ensure_downloaded
+from pipeline.sandbox.processes import StandIns
+from pipeline.sandbox.worker import Worker, worker_environment
+
+_PARTITIONS = 8
+_COMMAND_SECONDS = 60
+_DELETE_SECONDS = 5
+_LAST_SECONDS = 3
+TOPICS = ("decide_requests", "decide_results", "track_events", "odp_events", "dead_letters")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything of a run; the worker is not started yet."""
+
+    bootstrap_servers: str
+    kafka: LocalKafka | None
+    stand_ins: StandIns
+    topics: Mapping[str, str]
+    worker: Worker
+
+    def abandon(self) -> None:
+        """End at once what would end politely: nothing of it is needed any more."""
+        if self.worker.running:
+            self.worker.kill()
+        if self.kafka is not None:
+            self.kafka.kill()
+
+
+def start_parts(
+    bootstrap_servers: str | None, stack: ExitStack, shown: Display, *, kafka_port: int, operations_port: int
+) -> Parts:
+    """Everything but the worker runs; `stack` ends it in the opposite order. Raises StartFailed with what to do.
+
+    `bootstrap_servers` names an existing Kafka; it gets topics of this run alone, which are deleted at the end.
+    """
+    run = f"demo-{uuid4().hex[:8]}"
+    kafka = None if bootstrap_servers else start_kafka(stack, shown, port=kafka_port)
+    own_topics = "" if kafka else f"{run}."
+    topics = {stream: own_topics + stream.replace("_", ".") for stream in TOPICS}
+    address = bootstrap_servers or (kafka.bootstrap_servers if kafka else "")
+    shown.step("starting stand-ins for Optimizely's CDN, ODP and logx")
+    stand_ins = stack.enter_context(StandIns())
+    settings = {
+        "KAFKA__BOOTSTRAP_SERVERS": address,
+        "KAFKA__GROUP_ID": run,
+        # As in production: who comes back under its old name need not wait until its group has missed it.
+        "KAFKA__GROUP_INSTANCE_ID": f"{run}-0",
+        "TOPICS__PARTITIONS": str(_PARTITIONS),
+        "OPS__PORT": str(operations_port),
+    }
+    environment = worker_environment(settings, topics=topics, stand_ins=stand_ins)
+    create_topics(environment)
+    if kafka is None:
+        stack.callback(lambda: asyncio.run(_delete_topics(address, topics, shown)))
+    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="decision-pipeline-demo-")))
+    worker = Worker(environment, log=directory / "worker.log", remove=directory)
+    stack.callback(lambda: worker.stop(timeout=_LAST_SECONDS))
+    return Parts(address, kafka, stand_ins, topics, worker)
+
+
+def start_kafka(stack: ExitStack, shown: Display, *, port: int) -> LocalKafka:
+    """A node of one's own, downloaded where it is not there yet."""
+    java_command()
+    ensure_downloaded(shown.download)
+    shown.step("starting Apache Kafka")
+    return stack.enter_context(LocalKafka(port=port))
+
+
+def create_topics(environment: Mapping[str, str]) -> None:
+    """`pipeline topics create`, as an operator runs it."""
+    command = [sys.executable, "-m", "pipeline", "topics", "create"]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise StartFailed(f"`pipeline topics create` took longer than {_COMMAND_SECONDS} s") from error
+    if done.returncode != 0:
+        raise StartFailed(f"`pipeline topics create` failed: {done.stderr or done.stdout}")
+
+
+async def _delete_topics(bootstrap_servers: str, topics: Mapping[str, str], shown: Display) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    try:
+        async with asyncio.timeout(_DELETE_SECONDS):
+            await admin.start()
+            await admin.delete_topics(list(topics.values()))
+    except (TimeoutError, KafkaError) as error:
+        shown.step(f"the topics {', '.join(topics.values())} could not be deleted: {error!r}")
+    finally:
+        await admin.close()

@@ -1,0 +1,184 @@
+"""The time in which a run is under way: records are produced, results read, a worker perhaps killed, until all is said.
+
+Ends when the account closes, or when nothing has moved for half a minute: what is missing then will not come.
+Used by the demo, once for a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from pipeline.sandbox.account import Account
+from pipeline.sandbox.display import Display
+from pipeline.sandbox.parts import Parts
+from pipeline.sandbox.traffic import Sent
+
+STILL_SECONDS = 30
+_SENT_AT_ONCE = 1000
+_READ_MS = 200
+
+
+class Session:
+    """One run: `send` and `run`, in one event loop or in several, then `end`."""
+
+    def __init__(self, parts: Parts, account: Account, shown: Display, *, still_seconds: float = STILL_SECONDS) -> None:
+        self.seconds = 0.0
+        self._parts = parts
+        self._account = account
+        self._shown = shown
+        self._still_seconds = still_seconds
+        self._next: dict[TopicPartition, int] = {}
+
+    async def send(self, records: Iterable[Sent]) -> None:
+        """Produce records in their order, and book each with its place."""
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self._parts.bootstrap_servers,
+            enable_idempotence=True,
+            compression_type="zstd",
+            linger_ms=5,
+        )
+        await producer.start()
+        try:
+            for batch in _batches(iter(records)):
+                sending = [
+                    await producer.send(self._parts.topics[record.stream], record.value, key=record.key)
+                    for record in batch
+                ]
+                for record, future in zip(batch, sending, strict=True):
+                    at = await future
+                    self._account.book_sent(f"{at.topic}-{at.partition}-{at.offset}", record)
+        finally:
+            await producer.stop()
+
+    async def run(self, records: list[Sent], accident: Accident) -> None:
+        """Send `records`, read what comes of them and of those sent before; `seconds` until all were answered."""
+        started = moved = time.monotonic()
+        account, before = self._account, self._account.progress
+        requests = sum(record.stream == "decide_requests" for record in records) + account.count("decide_requests")
+        total = len(records) + len(account.sent)
+        consumer = await self._reader()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                producing = tasks.create_task(self.send(records))
+                while time.monotonic() - moved < self._still_seconds:
+                    await self._read(consumer)
+                    self._shown.progress(account, records=total, requests=requests)
+                    accident.happen(account, requests)
+                    if not self.seconds and producing.done() and account.answered >= requests:
+                        self.seconds = time.monotonic() - started
+                    if producing.done() and accident.over and not account.open():
+                        break
+                    if account.progress != before:
+                        before, moved = account.progress, time.monotonic()
+                producing.cancel()
+        finally:
+            await consumer.stop()
+        self.seconds = self.seconds or time.monotonic() - started
+
+    async def end(self) -> int:
+        """Stop the worker, and read what it still wrote: nothing may come that nobody sent. Its exit status."""
+        worker = self._parts.worker
+        self._account.book_worker(worker.metric("segment_lookups_total", outcome="hit"))
+        try:
+            status = await asyncio.to_thread(worker.stop)
+        except asyncio.CancelledError:
+            # The thread waits for the worker, and the loop's end for the thread.
+            worker.signal(signal.SIGKILL)
+            raise
+        consumer = await self._reader()
+        try:
+            ends = await consumer.end_offsets(consumer.assignment())
+            while any([await consumer.position(partition) < end for partition, end in ends.items()]):
+                await self._read(consumer)
+        finally:
+            await consumer.stop()
+        return status
+
+    async def _reader(self) -> AIOKafkaConsumer:
+        """A reader of the results and dead letters; goes on where the last one ended."""
+        topics = self._parts.topics["decide_results"], self._parts.topics["dead_letters"]
+        consumer = AIOKafkaConsumer(
+            *topics,
+            bootstrap_servers=self._parts.bootstrap_servers,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+        )
+        await consumer.start()
+        for partition, offset in self._next.items():
+            consumer.seek(partition, offset)
+        return consumer
+
+    async def _read(self, consumer: AIOKafkaConsumer) -> None:
+        account = self._account
+        for partition, records in (await consumer.getmany(timeout_ms=_READ_MS, max_records=5000)).items():
+            self._next[partition] = records[-1].offset + 1
+            for record in records:
+                if partition.topic == self._parts.topics["dead_letters"]:
+                    account.book_dead_letter(record.key, record.value, record.headers)
+                else:
+                    account.book_result(record.value or b"")
+        logx = await asyncio.to_thread(self._parts.stand_ins.ledger, "logx")
+        odp = await asyncio.to_thread(self._parts.stand_ins.ledger, "odp")
+        account.book_services(logx, odp)
+
+
+class Accident:
+    """None: the run goes on undisturbed."""
+
+    over = True
+    """Whether everything has come of it that must; the run goes on until then."""
+
+    def happen(self, account: Account, requests: int) -> None:
+        """Called again and again; `requests` is how many there are in all."""
+
+    def faults(self, account: Account) -> list[str]:
+        """What should have come of it and did not."""
+        return []
+
+
+class Kill(Accident):
+    """kill -9, while logx has taken a POST that the worker has no answer to; then a new worker in its place.
+
+    Over when the new one has sent something again: what it could not know to be taken.
+    """
+
+    def __init__(self, parts: Parts, shown: Display) -> None:
+        self.over = False
+        self._parts = parts
+        self._shown = shown
+        # From the start, so that a short run has a POST under way, too.
+        parts.stand_ins.control("logx", hold_answers=True)
+
+    def happen(self, account: Account, requests: int) -> None:
+        if account.kills:
+            self.over = account.logx.get("repeats", 0) > 0
+        elif account.logx.get("unanswered", 0) and account.answered >= requests // 4:
+            self._kill(account)
+
+    def faults(self, account: Account) -> list[str]:
+        if not account.kills:
+            return ["the worker was not killed: there was no POST under way to logx"]
+        return [] if account.logx.get("repeats", 0) else ["the kill caused no repeat on the wire"]
+
+    def _kill(self, account: Account) -> None:
+        worker = self._parts.worker
+        account.book_worker(worker.metric("segment_lookups_total", outcome="hit"))
+        worker.kill()
+        self._parts.stand_ins.control("logx", hold_answers=False)
+        worker.start()
+        account.kills += 1
+        self._shown.step(
+            f"killed the worker with -9 when logx had taken {account.logx.get('events', 0):,} events and not answered; "
+            "started another"
+        )
+
+
+def _batches(records: Iterator[Sent]) -> Iterator[list[Sent]]:
+    while batch := list(islice(records, _SENT_AT_ONCE)):
+        yield batch

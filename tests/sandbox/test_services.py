@@ -1,0 +1,103 @@
+"""`pipeline sandbox`: what it prints is all a worker and a producer need, and nothing of it stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from pipeline.sandbox.processes import free_port
+from pipeline.sandbox.worker import Worker
+from tests.sandbox.test_demo import Terminal, descendants, paste_example
+
+LAST = "Ctrl-C stops everything."
+
+
+@pytest.fixture(autouse=True)
+def own_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    monkeypatch.setenv("TMPDIR", str(directory))
+    return directory
+
+
+def pasted(said: str) -> dict[str, str]:
+    """The environment of a shell that the lines of export were pasted into."""
+    lines = "\n".join(line for line in said.splitlines() if line.startswith("export "))
+    given = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_")}
+    shell = subprocess.run(["bash", "-c", f"{lines}\nenv -0"], env=given, capture_output=True, timeout=10, check=True)
+    return dict(line.split("=", 1) for line in shell.stdout.decode().split("\0") if line)
+
+
+def test_a_worker_finds_everything_by_what_was_pasted(own_temporary_directory: Path, tmp_path: Path) -> None:
+    terminal = Terminal("sandbox", "--kafka", "--fast")
+    said = terminal.read_until(LAST)
+    worker = Worker(pasted(said), log=tmp_path / "worker.log")
+    worker.start()
+    try:
+        worker.wait_ready()
+        answer = paste_example(said)
+    finally:
+        assert worker.stop() == 0
+    assert answer["decisions"][0]["ruleKey"] == "checkout_loyal", "user-00042 is a loyal customer"
+    assert terminal.interrupt() < 10
+    assert terminal.process.returncode == 0
+    assert terminal.said.endswith("stopped\n")
+    assert list(own_temporary_directory.iterdir()) == []
+
+
+def _base() -> int:
+    """The first of five ports in a row that are free now."""
+    while True:
+        base = free_port()
+        if base > 65_000:
+            continue
+        try:
+            sockets = [socket.create_server(("127.0.0.1", base + place)) for place in range(5)]
+        except OSError:
+            continue
+        for each in sockets:
+            each.close()
+        return base
+
+
+def test_its_ports_can_be_chosen_and_one_in_use_is_told() -> None:
+    base = _base()
+    terminal = Terminal("sandbox", "--port-base", str(base))
+    said = terminal.read_until(LAST)
+    for place, service in enumerate(("cdn", "odp", "logx", "cmab")):
+        assert f"  {service:<5} http://127.0.0.1:{base + place}\n" in said
+        with urllib.request.urlopen(f"http://127.0.0.1:{base + place}/ledger", timeout=5) as answer:
+            assert answer.status == 200
+    environment = pasted(said)
+    assert "PIPELINE_KAFKA__BOOTSTRAP_SERVERS" not in environment
+    assert environment["PIPELINE_LOGX__URL"] == f"http://127.0.0.1:{base + 2}/v1/events"
+    second = Terminal("sandbox", "--port-base", str(base - 2))
+    assert second.process.wait(20) == 1
+    assert second.process.stdout is not None
+    with second.process.stdout as rest:
+        assert rest.read().splitlines()[-1] == f"error: port {base} is in use: choose another --port-base"
+    assert terminal.interrupt() < 5
+
+
+def test_it_ends_when_a_part_of_it_does(own_temporary_directory: Path) -> None:
+    terminal = Terminal("sandbox")
+    terminal.read_until(LAST)
+    stand_ins = [pid for pid in descendants(terminal.process.pid) if b"sandbox.odp" in _command(pid)]
+    os.kill(stand_ins[-1], signal.SIGKILL)
+    assert terminal.process.wait(20) == 1
+    assert terminal.process.stdout is not None
+    with terminal.process.stdout as rest:
+        assert "error: odp ended by itself; everything else was stopped" in rest.read()
+    assert list(own_temporary_directory.iterdir()) == []
+
+
+def _command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
