@@ -227,9 +227,23 @@ async def test_part_over_the_limit_is_rejected_without_a_request() -> None:
         bad = made.add(b"x" * 9, chunk)
         made.add(b"2", chunk)
         await drained(made)
-        assert [(record, why.reason) for record, why in chunk.rejected] == [(bad, "event_too_large")]
+        assert [(record, why.reason, why.detail) for record, why in chunk.rejected] == [
+            (bad, "event_too_large", "alone it is over the limit of a request")
+        ]
+        assert made.outcome("refused") == 0
         assert sorted(body for _, body in made.desk.accepted) == [b"[1]", b"[2]"]
         assert chunk.settled == 2
+
+
+@pytest.mark.asyncio
+async def test_part_over_the_limit_of_a_partition_given_away_is_its_next_owners() -> None:
+    async with bench(max_bytes=10) as made:
+        chunk = RecordingChunk(abandoned=True)
+        made.add(b"x" * 9, chunk)
+        await drained(made)
+        assert (chunk.rejected, chunk.settled) == ([], 0)
+        # No service refused anything.
+        assert made.outcome("refused") == 0
 
 
 @pytest.mark.asyncio
@@ -384,6 +398,22 @@ async def test_drain_waits_for_what_was_there_and_not_for_what_follows() -> None
         async with asyncio.timeout(5):
             await waiting
         assert (before.settled, after.settled) == (1, 0)
+
+
+@pytest.mark.asyncio
+async def test_drain_ends_when_the_last_it_waits_for_are_given_away() -> None:
+    async with bench(max_events=1, desk=Desk(denied={"a"})) as made:
+        chunk = RecordingChunk()
+        for _ in range(6):
+            made.add(b"1", chunk)
+        await until(lambda: made.held("denied") == 1)
+        draining = asyncio.create_task(drained(made))
+        # No request is under way whose end would be noticed: the next probe finds nothing left to send.
+        await until(lambda: len(made.desk.bodies) >= 5 and made.dispatcher._lanes["a"].retry is not None)
+        chunk.abandoned = True
+        sent = len(made.desk.bodies)
+        await draining
+        assert (len(made.desk.bodies), chunk.settled) == (sent, 0)
 
 
 @pytest.mark.asyncio

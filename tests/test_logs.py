@@ -29,6 +29,8 @@ except ZeroDivisionError as error:
     log.error("the process ends", exc_info=error)
 with structlog.contextvars.bound_contextvars(role="logx"):
     log.info("within a role")
+for name in ("aiokafka.producer.producer", "other"):
+    logging.getLogger(name).debug("Sending (key=%s value=%s)", b"user-77", b"a value")
 for attempt in range(5):
     logging.getLogger("aiokafka.conn").error("Unable to connect to %s", attempt)
     logging.getLogger("other").warning("Unable to connect to %s", attempt)
@@ -80,6 +82,14 @@ def test_the_level_is_the_least_that_is_logged(lines: list[dict[str, Any]]) -> N
     assert of(lines, "a record") == []
     assert {line["level"] for line in logged("error")} == {"error"}
     assert of(logged("debug"), "a record") != []
+
+
+def test_no_level_logs_the_records_that_aiokafka_sends() -> None:
+    debugged = logged("debug")
+    assert [line["logger"] for line in of(debugged, "Sending")] == ["other"]
+    # What else aiokafka says stays, and a level above its own is kept.
+    assert [line for line in debugged if line["logger"] == "aiokafka.conn"] != []
+    assert [line for line in logged("error") if line["logger"] == "aiokafka.conn"] != []
 
 
 def record(name: str, text: str, created: float) -> logging.LogRecord:

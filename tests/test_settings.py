@@ -137,6 +137,68 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
         assert told[name].startswith("no such setting")
 
 
+def test_what_does_not_fit_together_is_told_beside_the_values_that_are_wrong() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(
+            {
+                f"PIPELINE_{name}": value
+                for name, value in {
+                    "OPS__PORT": "x",
+                    "KAFKA__FOO": "1",
+                    "KAFKA__SECURITY_PROTOCOL": "SASL_SSL",
+                    "KAFKA__SESSION_TIMEOUT": "6",
+                    "OPS__DRAIN": "50",
+                    "ROLES": '["logx","logx"]',
+                    "TOPICS__TRACK_EVENTS": "odp.events",
+                    "DECIDE__OPTIONS": "EVERYTHING",
+                    "OPTIMIZELY__SDK_KEYS": '["a","a"]',
+                }.items()
+            }
+        )
+    told = "\n".join(caught.value.mistakes)
+    for mistake in (
+        "PIPELINE_OPS__PORT", "PIPELINE_KAFKA__FOO: no such setting", "sasl_username is needed with SASL",
+        "sasl_password or sasl_password_file is needed", "session_timeout must be at least three times",
+        "kafka.rebalance_timeout must be at least 15 s more than ops.drain", "roles holds a role twice",
+        "topics: two of them have one name", "options: EVERYTHING is none of", "sdk_keys holds a key twice",
+    ):  # fmt: skip
+        assert told.count(mistake) == 1, mistake
+    assert len(caught.value.mistakes) == len(set(caught.value.mistakes))
+
+
+def test_a_value_that_is_wrong_is_not_blamed_for_its_default() -> None:
+    # The drain is told as a mistake; that it would be too long for the hand-over with some other value is not.
+    told = mistakes({"PIPELINE_OPS__DRAIN": "soon", "PIPELINE_KAFKA__REBALANCE_TIMEOUT": "45"})
+    assert list(told) == ["PIPELINE_OPS__DRAIN"]
+
+
+def test_a_mistake_that_cannot_be_taken_out_is_told_once(tmp_path: Path) -> None:
+    file = written(tmp_path, "1: no text\nops: {port: x}\nkafka: {session_timeout: 1}\n")
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings({}, file)
+    told = [mistake.split(":")[0] for mistake in caught.value.mistakes]
+    assert sorted(told) == ["PIPELINE_1", "PIPELINE_KAFKA", "PIPELINE_OPS__PORT"]
+
+
+def test_the_hand_over_has_fifteen_seconds_after_the_drain() -> None:
+    values = {"PIPELINE_OPS__DRAIN": "25", "PIPELINE_KAFKA__REBALANCE_TIMEOUT": "40"}
+    assert load_settings(values).kafka.rebalance_timeout == 40
+    assert "15 s more" in mistakes(values | {"PIPELINE_KAFKA__REBALANCE_TIMEOUT": "39.9"})["settings"]
+
+
+@pytest.mark.parametrize(
+    "servers",
+    ["broker", "broker:", "broker:9092,", "broker:9092,other", "", ":9092", "a b:9092", "broker:port", "broker:9092 "],
+)
+def test_a_broker_needs_a_host_and_a_port(servers: str) -> None:
+    assert list(mistakes({"PIPELINE_KAFKA__BOOTSTRAP_SERVERS": servers})) == ["PIPELINE_KAFKA__BOOTSTRAP_SERVERS"]
+
+
+@pytest.mark.parametrize("servers", ["broker:9092", "a.b-c:1,10.0.0.1:65535", "[::1]:9092", "[fe80::1]:9092,b:9093"])
+def test_brokers_are_hosts_and_ports_separated_by_commas(servers: str) -> None:
+    assert load_settings({"PIPELINE_KAFKA__BOOTSTRAP_SERVERS": servers}).kafka.bootstrap_servers == servers
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_section_and_a_name_in_it_cannot_both_be_set(order: int) -> None:
     names = ["PIPELINE_KAFKA", "PIPELINE_KAFKA__GROUP_ID"][::order]
@@ -151,6 +213,9 @@ def test_a_section_and_a_name_in_it_cannot_both_be_set(order: int) -> None:
         ({"KAFKA__SESSION_TIMEOUT": "6"}, "session_timeout must be at least three times heartbeat_interval"),
         ({"KAFKA__SSL_CERTFILE": "x"}, "ssl_certfile and ssl_keyfile go together"),
         ({"KAFKA__REBALANCE_TIMEOUT": "10"}, "kafka.rebalance_timeout must be at least 15 s more than ops.drain"),
+        ({"TOPICS__DECIDE_RESULTS": "decide.requests"}, "topics: two of them have one name"),
+        ({"ROLES": '["decide","decide"]'}, "roles holds a role twice"),
+        ({"DECIDE__MAX_AGE": "1e10"}, "less than or equal to 1000000000"),
         ({"OPTIMIZELY__DATAFILE_URL_TEMPLATE": "https://host/x.json"}, "must hold %s once"),
         ({"OPTIMIZELY__DATAFILE_URL_TEMPLATE": "https://%s/%s.json"}, "must hold %s once"),
         ({"OPTIMIZELY__SDK_KEYS": '["a","a"]'}, "sdk_keys holds a key twice"),

@@ -11,12 +11,14 @@ from pipeline.errors import Rejected
 from pipeline.handlers.logx import ConversionsHandler, ImpressionsHandler
 from pipeline.logx.dispatcher import Logx
 from pipeline.logx.payload import Envelope
+from pipeline.messages.contracts import DECIDE_RESULT
 from pipeline.messages.delivery import Chunk, Delivery
 from pipeline.project import compile_datafile
 from pipeline.sandbox.project_data import EVENTS, PRODUCTION, STAGING, datafile
 from pipeline.settings import LogxSettings
 from pipeline.transport import Transport
 from tests.handlers.chunks import Expecting, Loaded, new_metrics, records
+from tests.messages.examples import nested
 from tests.settled import RecordingChunk
 
 PROJECTS = {
@@ -105,6 +107,23 @@ def test_what_is_no_result_is_rejected_and_its_neighbours_are_handed_over(value:
     ((record, why),) = chunk.rejected
     assert (record.offset, why.reason) == (1, reason)
     assert chunk.settled == 0
+
+
+@pytest.mark.parametrize("name", DECIDE_RESULT.schema["properties"])
+def test_a_result_nested_deeper_than_can_be_written_is_rejected_and_its_neighbours_are_handed_over(name: str) -> None:
+    for deep in (nested(300), [nested(300)]):
+        chunk = RecordingChunk(records(result(), result() | {"userId": "ada", name: deep}, result()))
+        assert [record.offset for _, _, _, record in impressions_of(chunk).all] == [0, 2]
+        ((record, why),) = chunk.rejected
+        assert (record.offset, why.reason) == (1, "not_a_result")
+
+
+def test_an_attribute_too_deep_to_be_written_is_rejected() -> None:
+    tracked = result()
+    tracked["tracking"]["attributes"] = [{"entity_id": "1", "key": "k", "value": nested(300)}]
+    chunk = RecordingChunk(records(tracked))
+    assert impressions_of(chunk).all == []
+    assert [why.reason for _, why in chunk.rejected] == ["not_a_result"]
 
 
 def test_a_conversion_carries_its_projects_ids_and_its_records_identity() -> None:

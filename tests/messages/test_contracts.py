@@ -133,6 +133,18 @@ def test_a_fault_quotes_neither_values_nor_names_that_may_be_personal() -> None:
     assert contracts.DECIDE_REQUEST.first_fault(listed) == "forcedDecisions.1.flagKey: type"
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "dead-letter"])
+def test_a_fault_is_told_however_deep_the_document_is(name: str) -> None:
+    contract = CONTRACTS[name]
+    example = orjson.loads(next(iter(files("valid", name).values())).read_bytes())
+    for key in contract.schema["properties"]:
+        for deep in (nested(300), [[nested(300)]]):
+            whole = example | {key: deep}
+            assert bool(contract.first_fault(whole)) != contract.is_valid(whole), key
+            # One that lacks everything else has a fault for certain.
+            assert contract.first_fault({key: deep}) == "$: depth"
+
+
 @pytest.mark.parametrize("key", ["k", "A+/=_-9", "k" * 128, "k" * 129, "a b", "a:b", "ž", "k\n"])
 def test_contract_and_settings_agree_what_an_sdk_key_is(key: str) -> None:
     # Python's `$` would let a final line break pass; pydantic's and the schema's do not.

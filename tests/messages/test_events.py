@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from pipeline.errors import Rejected
 from pipeline.messages.contracts import MAX_NESTING, ODP_EVENT, TRACK_EVENT, too_deep
+from pipeline.messages.dead_letters import REASONS
 from pipeline.messages.events import OdpEvent, TrackEvent, parse_odp_event, parse_track_event
-from tests.messages.examples import MAX_BYTES, document, files, nested, value
+from tests.messages.examples import CONTRACTS, MAX_BYTES, document, files, nested, value
 from tests.messages.strategies import documents_like
 
 NOT_DATA = "ODP data is not valid"
@@ -167,6 +169,18 @@ def test_an_event_that_is_too_deep_is_rejected() -> None:
     deep = {"userId": "u", "eventKey": "e", "action": "a", "identifiers": {"vuid": "v"}, "x": nested(MAX_NESTING)}
     for parse in (parse_track_event, parse_odp_event):
         assert fault_of(parse, orjson.dumps(deep)) == ("too_deep", "nested more than 200 levels deep")
+
+
+@pytest.mark.parametrize(("message", "parse"), [("track-event", parse_track_event), ("odp-event", parse_odp_event)])
+def test_no_depth_under_any_name_makes_an_event_raise_anything_but_rejected(
+    message: str, parse: Callable[..., object]
+) -> None:
+    example = document("valid", message, "everything")
+    for name in CONTRACTS[message].schema["properties"]:
+        for deep in (nested(300), [nested(300)], {name: nested(300)}):
+            reason, detail = fault_of(parse, json.dumps(example | {name: deep}).encode())
+            assert reason in REASONS
+            assert detail
 
 
 @settings(max_examples=200, deadline=None)

@@ -8,7 +8,7 @@ from graphql import parse, validate
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import SegmentsUnavailable
+from pipeline.errors import SegmentsUnavailable, Unavailable
 from pipeline.odp.graphql import Outcome, QueryTooLarge, parse_answer, query_text, request_body
 from tests.odp.stand_in import SCHEMA
 
@@ -129,6 +129,27 @@ def test_refusal_for_size_concerns_the_whole_query() -> None:
         answered(refusal, 2)
     assert answered(refusal, 1) == ["decode_error"]
     assert answered({"errors": [{"message": "Field 'x' is undefined"}]}, 2) == ["decode_error"] * 2
+
+
+@pytest.mark.parametrize(
+    "message", ["Rate limit exceeded", "request rate exceeded", "Throttled", "Too many requests", "Quota exceeded"]
+)
+@pytest.mark.parametrize("users", [1, 2])
+def test_refusal_of_so_many_requests_is_an_outage_and_not_a_query_too_large(message: str, users: int) -> None:
+    with pytest.raises(Unavailable) as caught:
+        answered({"data": None, "errors": [{"message": message}]}, users)
+    assert caught.value.status == 429
+
+
+def test_a_limit_told_beside_data_fails_only_those_without() -> None:
+    error = {"message": "Rate limit exceeded", "extensions": {"classification": "Limit"}}
+    assert answered({"data": {"u0": A, "u1": None}, "errors": [error]}, 2) == [frozenset("a"), "query_error"]
+
+
+def test_complexity_is_no_rate() -> None:
+    for message in ("Cost limit exceeded: separate your queries", "Too many aliases", "Query depth exceeded"):
+        with pytest.raises(QueryTooLarge):
+            answered({"errors": [{"message": message}]}, 2)
 
 
 def test_detail_is_bounded_and_in_the_sdks_words() -> None:
