@@ -83,11 +83,12 @@ class Transport:
                 answer = Answer(response.status, response.headers, received)
         except TimeoutError as error:
             raise Unavailable(f"no answer within {timeout:g} s") from error
+        except aiohttp.InvalidURL as error:
+            raise _cannot_be_asked(error) from error
         except (aiohttp.ClientError, OSError) as error:
             raise Unavailable(f"{type(error).__name__}: {error}") from error
         except ValueError as error:
-            # A host or header that cannot be sent at all (UnicodeError of IDNA is one): a datafile may name any.
-            raise UpstreamError(f"cannot be asked: {type(error).__name__}: {error}") from error
+            raise _cannot_be_asked(error) from error
         if 200 <= answer.status < 300 or (answer.status == 304 and method == "GET"):
             return answer
         raise _failure(answer)
@@ -109,6 +110,11 @@ async def _bounded(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
             raise UpstreamError(f"the answer is larger than {max_bytes} bytes", status=response.status)
         parts.append(part)
     return b"".join(parts)
+
+
+def _cannot_be_asked(error: ValueError) -> UpstreamError:
+    """A host or header that cannot be sent at all (UnicodeError of IDNA is one): a datafile may name any."""
+    return UpstreamError(f"cannot be asked: {type(error).__name__}: {error}")
 
 
 def _failure(answer: Answer) -> UpstreamError:

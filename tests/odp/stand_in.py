@@ -34,6 +34,14 @@ class Account:
     segments_to_check: tuple[str, ...] = ("gold", "silver")
 
 
+# What a datafile may name and no request can be made of: (host, key), where an empty host stands for the real one.
+UNSENDABLE = {
+    "key of two lines": ("", "public\nkey"),
+    "host with an empty label": ("http://a..example", "public-key"),
+    "host with a long label": ("http://" + "x" * 64 + ".example", "public-key"),
+}
+
+
 class ResolverError(Exception):
     def __init__(self, extensions: dict[str, Any]) -> None:
         super().__init__("Exception while fetching data")

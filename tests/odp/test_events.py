@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from pipeline.limits import Backoff
 from pipeline.messages.events import OdpEvent
 from pipeline.odp.events import OdpEvents, render_event
-from tests.odp.stand_in import Account, Odp, Parts, parts
+from tests.odp.stand_in import UNSENDABLE, Account, Odp, Parts, parts
 from tests.settled import Record, RecordingChunk, until
 
 
@@ -149,3 +149,18 @@ async def test_host_not_allowed_is_held_and_never_called() -> None:
         events.add(made.account, rendered(), chunk, Record())
         await until(lambda: made.sample("upstream_held", upstream="odp_events", reason="denied") == 1)
         assert (made.odp.events, chunk.settled, chunk.rejected) == ([], 0, [])
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("host", "key"), UNSENDABLE.values(), ids=UNSENDABLE)
+async def test_account_nobody_can_call_is_held_and_alarmed_and_the_others_go_on(host: str, key: str) -> None:
+    async with made_of(Odp(), allowed_hosts=("127.0.0.1", "*.example"), event_linger=0) as (events, made):
+        chunk, others = RecordingChunk(), RecordingChunk()
+        with capture_logs() as logs:
+            events.add(Account(host or made.odp.host, key), rendered(), chunk, Record())
+            await until(lambda: made.sample("dispatches_total", destination="odp_events", outcome="denied") >= 3)
+        events.add(made.account, rendered(), others, Record())
+        await until(lambda: others.settled == 1)
+        assert made.sample("upstream_held", upstream="odp_events", reason="denied") == 1
+        assert (chunk.settled, chunk.rejected) == (0, [])
+        assert [entry["log_level"] for entry in logs] == ["error"]

@@ -20,7 +20,7 @@ from pipeline.metrics import Metrics
 from pipeline.odp.segments import REASONS, Segments
 from pipeline.settings import OdpSettings
 from pipeline.transport import Transport
-from tests.odp.stand_in import Account, Odp, Parts, parts
+from tests.odp.stand_in import UNSENDABLE, Account, Odp, Parts, parts
 from tests.settled import until
 
 NAMES = [f"user-{number}" for number in range(200)]
@@ -432,6 +432,30 @@ async def test_status_that_is_no_answer_fails_the_users() -> None:
     async with made_of(Odp(status=405)) as made:
         assert await failure(made.fetch("ann")) == "refused"
         assert made.odp.asked == ["ann"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("host", "key"), UNSENDABLE.values(), ids=UNSENDABLE)
+async def test_account_nobody_can_call_fails_at_once_for_all_and_blames_no_size(host: str, key: str) -> None:
+    async with made_of(Odp(), allowed_hosts=("127.0.0.1", "*.example")) as made:
+        account = Account(host or made.odp.host, key)
+        futures = [made.fetch(name, account=account) for name in NAMES[:10]]
+        assert {await failure(future) for future in futures} == {"refused"}
+        # All ten were in one query, and halves of it were not tried.
+        assert made.parts.sample("odp_queries_total", outcome="refused") == 1
+        assert made.odp.queries == []
+
+
+@pytest.mark.asyncio
+async def test_rate_told_in_an_answer_is_waited_out_with_the_same_users() -> None:
+    throttled = b'{"data":null,"errors":[{"message":"Rate limit exceeded"}]}'
+    people = everyone(NAMES[:10], ["gold"])
+    async with made_of(Odp(people=people, raw=throttled), fetch_deadline=2) as made:
+        futures = [made.fetch(name) for name in people]
+        await until(lambda: len(made.odp.queries) >= 2)
+        made.odp.raw = None
+        assert set(await asyncio.gather(*futures)) == {frozenset({"gold"})}
+        assert {len(query) for query in made.odp.queries} == {10}
 
 
 @pytest.mark.asyncio
