@@ -10,7 +10,7 @@ export VENV
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo test faults check conformance bench format readme rules lock clean
+.PHONY: help setup setup-dev demo test faults check conformance bench format readme rules prometheus lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -44,13 +44,14 @@ define promtool
 endef
 RULES := k8s/rules/decision-pipeline
 
-check: setup-dev ## All that must hold before a merge: format, lint, types, layers, README, alerts, tests
+check: setup-dev ## All that must hold before a merge: format, lint, types, layers, README, alerts, dashboard, tests
 	$(call part,format,$(BIN)/ruff format --check)
 	$(call part,lint,$(BIN)/ruff check)
 	$(call part,types,$(BIN)/mypy)
 	$(call part,layers,$(BIN)/lint-imports --no-cache)
 	$(call part,readme,$(RUN) tests.readme --check)
 	$(call part,rules,$(promtool))
+	$(call part,prometheus,$(RUN) tests.k8s.scrape)
 	$(call part,tests,$(RUN) pytest $(ARGS))
 
 conformance: setup-dev ## Compare decisions with the official SDK; ARGS="100000 7" sets number and seed
@@ -69,6 +70,9 @@ readme: setup-dev ## Write the tables of README.md anew from the settings and me
 rules: setup-dev ## Test the alerts (needs promtool) and write the PrometheusRule made from them
 	@$(promtool)
 	@$(RUN) tests.k8s.prometheus_rule
+
+prometheus: setup-dev ## Ask a real Prometheus, scraping a worker under traffic, for all alerts and panels
+	@$(RUN) tests.k8s.scrape
 
 # The largest lock is resolved first and constrains the others, so that the three never disagree on a version.
 LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \

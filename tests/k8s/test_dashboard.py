@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.k8s.dashboard import DASHBOARD, PANELS, QUERIES, ROWS, VARIABLES, resolved, selector_and_label
 from tests.k8s.promql import exported, metrics_in, mistakes
 
-DASHBOARD = json.loads((Path(__file__).parents[2] / "k8s" / "dashboards" / "decision-pipeline.json").read_text("utf-8"))
-ROWS = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
-PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-QUERIES = [(panel["title"], target) for panel in PANELS for target in panel["targets"]]
 COLUMNS = 24
-
-
-def resolved(expression: str) -> str:
-    """The expression as Grafana sends it."""
-    expression = expression.replace("$__rate_interval", "1m")
-    return re.sub(r"\$\w+", ".*", expression)
 
 
 def each_query() -> pytest.MarkDecorator:
@@ -90,10 +80,10 @@ def test_every_variable_used_is_offered_and_used() -> None:
     assert used - {"__rate_interval", "__all"} == offered
 
 
-@pytest.mark.parametrize("variable", [one for one in DASHBOARD["templating"]["list"] if one["type"] == "query"])
+@pytest.mark.parametrize("variable", VARIABLES)
 def test_a_variable_lists_a_label_that_is_there(variable: dict[str, Any]) -> None:
-    selector, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"]).groups()  # type: ignore[union-attr]
-    assert mistakes(f"sum by ({label}) ({resolved(selector)})") == []
+    selector, label = selector_and_label(variable)
+    assert mistakes(f"sum by ({label}) ({selector})") == []
     assert variable["datasource"]["uid"] == "${datasource}"
     # `.*` also matches series without the label, as they are outside Kubernetes.
     assert variable["allValue"] == ".*"
