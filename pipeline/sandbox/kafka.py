@@ -204,7 +204,9 @@ class LocalKafka:
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
                 connection.sendall(request)
-                return len(connection.recv(8)) > 0
+                # Before the broker listens, a connection to a port of the ephemeral range may reach itself and get
+                # its own request back; an answer begins with its length and the number of the request, 1.
+                return connection.recv(8)[4:] == struct.pack(">i", 1)
         except OSError:
             return False
 
