@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any, TypeVar
 
 import orjson
+from aiokafka.errors import KafkaError
 
 from pipeline.errors import StartFailed
 from pipeline.sandbox.account import Account
@@ -27,6 +30,7 @@ from pipeline.sandbox.session import STILL_SECONDS, Accident, Kill, Session
 from pipeline.sandbox.traffic import Fate, Sent, decide_requests, odp_events, track_events
 
 REQUESTS = 20_000
+_Outcome = TypeVar("_Outcome")
 _INTERRUPTED = 130
 _KAFKA_PORT, _OPERATIONS_PORT = 9092, 8088
 
@@ -83,15 +87,15 @@ def _account_for(plan: Plan, parts: Parts, shown: Display) -> Figures:
     session = Session(parts, account, shown, still_seconds=plan.still_seconds)
     records = list(_records(plan.requests))
     # They live for a millisecond: sent while nobody reads, they are late for certain.
-    asyncio.run(session.send(record for record in records if record.fate is Fate.EXPIRED))
+    _in_loop(session.send(record for record in records if record.fate is Fate.EXPIRED))
     shown.step("starting a worker")
     parts.worker.start()
     parts.worker.wait_ready()
     accident = Kill(parts, shown) if plan.kill else Accident()
-    asyncio.run(session.run([record for record in records if record.fate is not Fate.EXPIRED], accident))
+    _in_loop(session.run([record for record in records if record.fate is not Fate.EXPIRED], accident))
     status = 0
     if not plan.keep_running:
-        status = asyncio.run(session.end())
+        status = _in_loop(session.end())
     faults = [*account.open(), *accident.faults(account)]
     if status != 0:
         faults.append(f"the worker ended with status {status}")
@@ -104,15 +108,28 @@ def _account_for(plan: Plan, parts: Parts, shown: Display) -> Figures:
     return written
 
 
+def _in_loop(coroutine: Coroutine[Any, Any, _Outcome]) -> _Outcome:
+    """Run it. Raises StartFailed if the broker or a stand-in is gone."""
+    try:
+        return asyncio.run(coroutine)
+    except (KafkaError, OSError) as error:
+        raise StartFailed(f"the broker or a stand-in does not answer any more: {error}") from error
+    except ExceptionGroup as group:
+        gone, others = group.split((KafkaError, OSError))
+        if gone is None or others is not None:
+            raise
+        raise StartFailed(f"the broker or a stand-in does not answer any more: {gone.exceptions[0]}") from group
+
+
 def _records(requests: int) -> chain[Sent]:
     return chain(decide_requests(requests), track_events(requests // 10), odp_events(requests // 20))
 
 
 _WHERE_NEXT = """
 Everything was stopped. Where to look next:
-  pipeline demo --keep-running   the same, and everything stays up: topics and metrics to look at, a request to paste
-  pipeline demo --kill           the same, and the worker is killed in the middle
-  pipeline sandbox --kafka       a broker and the stand-ins alone, for a worker and a producer of your own
+  pipeline demo --keep-running   everything stays up: topics, metrics, a request
+  pipeline demo --kill           the worker is killed in the middle
+  pipeline sandbox --kafka       a broker and the stand-ins, for a worker of yours
   README.md, schemas/            the topics and what their messages look like"""
 
 

@@ -228,6 +228,26 @@ def test_ctrl_c_while_the_worker_starts(kafka: Broker, own_temporary_directory: 
     assert list(own_temporary_directory.iterdir()) == []
 
 
+def test_a_part_that_is_gone_ends_it_in_one_line(kafka: Broker, own_temporary_directory: Path) -> None:
+    terminal = Terminal("demo", "--bootstrap-servers", kafka.bootstrap_servers)
+    terminal.read_until("starting a worker")
+    (logx,) = (pid for pid in descendants(terminal.process.pid) if is_stand_in(pid, "logx"))
+    os.kill(logx, signal.SIGKILL)
+    assert terminal.process.stdout is not None
+    with terminal.process.stdout as rest:
+        terminal.said += rest.read()
+    assert terminal.process.wait(30) == 1
+    assert "error: the broker or a stand-in does not answer any more: " in terminal.said
+    assert "Traceback" not in terminal.said
+    assert list(own_temporary_directory.iterdir()) == []
+
+
+def is_stand_in(pid: int, service: str) -> bool:
+    """Whether the process is the stand-in itself, and not its guard."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return words[1:3] == [b"-m", f"pipeline.sandbox.{service}".encode()]
+
+
 def assert_interrupted(terminal: Terminal) -> None:
     assert terminal.interrupt() < 10
     assert terminal.process.returncode == 130

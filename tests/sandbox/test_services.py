@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.sandbox.processes import free_port
 from pipeline.sandbox.worker import Worker
-from tests.sandbox.test_demo import Terminal, descendants, paste_example
+from tests.sandbox.test_demo import Terminal, descendants, is_stand_in, paste_example
 
 LAST = "Ctrl-C stops everything."
 
@@ -90,14 +90,10 @@ def test_its_ports_can_be_chosen_and_one_in_use_is_told() -> None:
 def test_it_ends_when_a_part_of_it_does(own_temporary_directory: Path) -> None:
     terminal = Terminal("sandbox")
     terminal.read_until(LAST)
-    stand_ins = [pid for pid in descendants(terminal.process.pid) if b"sandbox.odp" in _command(pid)]
-    os.kill(stand_ins[-1], signal.SIGKILL)
+    (odp,) = (pid for pid in descendants(terminal.process.pid) if is_stand_in(pid, "odp"))
+    os.kill(odp, signal.SIGKILL)
     assert terminal.process.wait(20) == 1
     assert terminal.process.stdout is not None
     with terminal.process.stdout as rest:
         assert "error: odp ended by itself; everything else was stopped" in rest.read()
     assert list(own_temporary_directory.iterdir()) == []
-
-
-def _command(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
