@@ -21,6 +21,7 @@ from pipeline.sandbox.traffic import Fate, Sent, Stream
 _NAMED_AT_MOST = 5
 # What the contract says, not what the worker's code says.
 _EXPIRED = "request expired"
+_ENABLED_ONLY = b"ENABLED_FLAGS_ONLY"
 
 
 class _DeadLetter(NamedTuple):
@@ -40,7 +41,8 @@ class Account:
         """Flag -> variation -> decisions; of results that count."""
         self.errors: Counter[str] = Counter()
         self.impressions_due = 0
-        self.second_results = 0
+        self._twice: list[str] = []
+        self._undecided: set[str] = set()
         self.second_dead_letters = 0
         self.cache_hits = 0
         self.kills = 0
@@ -57,11 +59,13 @@ class Account:
         """A record of decide.results. Of several with one source, the first counts."""
         result = orjson.loads(value)
         if result["source"] in self._results:
-            self.second_results += 1
+            self._twice.append(result["source"])
             return
         error = result.get("error")
         if error is None:
             fate = Fate.DECIDED
+            if not result["decisions"]:
+                self._undecided.add(result["source"])
             for decision in result["decisions"]:
                 self.decisions.setdefault(decision["flagKey"], Counter())[decision["variationKey"]] += 1
         else:
@@ -87,6 +91,10 @@ class Account:
     def book_worker(self, cache_hits: float) -> None:
         """What a worker counted, once in its life, at its end."""
         self.cache_hits += int(cache_hits)
+
+    @property
+    def second_results(self) -> int:
+        return len(self._twice)
 
     @property
     def answered(self) -> int:
@@ -143,7 +151,15 @@ class Account:
             *_sentence("with another outcome than expected", otherwise),
             *_sentence("that nobody sent", unknown),
             *_sentence("with a result and a dead letter", both),
+            # A published decision is final, whatever was killed in between.
+            *_sentence("with a second result", self._twice),
+            *_sentence("answered without a decision", self._without_decision()),
         ]
+
+    def _without_decision(self) -> list[str]:
+        """Answers that name no flag, though the request did not ask to leave disabled flags out."""
+        asked = {source: self.sent[source].value or b"" for source in self._undecided if source in self.sent}
+        return [source for source, value in asked.items() if _ENABLED_ONLY not in value]
 
     def _open_dead_letters(self) -> list[str]:
         reasons: list[str] = []

@@ -99,11 +99,14 @@ def test_it_closes() -> None:
     assert "The account closes" in text
 
 
-def test_a_repeated_result_or_dead_letter_counts_once() -> None:
+def test_a_repeated_dead_letter_counts_once_and_a_second_result_is_a_fault() -> None:
     account = closed()
-    account.book_result(result("requests-0-0", impressions=7, decisions=(("flag", "off"),)))
     dead(account, "track-0-1", "another")
     assert account.open() == []
+    account.book_result(result("requests-0-0", impressions=7, decisions=(("flag", "off"),)))
+    (fault,) = account.open()
+    assert "with a second result" in fault
+    assert "requests-0-0" in fault
     written = of(account)
     assert (written["second_results"], written["second_dead_letters"]) == (1, 1)
     assert written["decisions"] == {"flag": {"on": 1, "": 1}}
@@ -216,3 +219,12 @@ def _numbers(document: object) -> set[float]:
         values = [value for value in document.values() if isinstance(value, int)]
         return inner | {float(sum(values))} if values else inner
     return {float(document)} if isinstance(document, int | float) else set()
+
+
+def test_an_answer_without_a_decision_is_a_fault_unless_disabled_flags_were_to_be_left_out() -> None:
+    account = Account()
+    for number, value in enumerate((b'{"decideOptions":["ENABLED_FLAGS_ONLY"]}', b"{}")):
+        account.book_sent(f"requests-0-{number}", Sent("decide_requests", b"u", value, Fate.DECIDED, "plain"))
+        account.book_result(result(f"requests-0-{number}"))
+    (fault,) = account.open()
+    assert fault == "1 records answered without a decision: requests-0-1"
