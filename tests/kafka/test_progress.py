@@ -49,6 +49,38 @@ def test_what_a_scan_found_holds_the_floor_until_it_is_committed() -> None:
     assert progress.floor(60) == 60
 
 
+def test_what_no_poll_brings_is_passed_over_when_nothing_is_under_way() -> None:
+    progress = Progress(10)
+    progress.pass_over(20)
+    assert (progress.position, progress.window) == (20, 0)
+    progress.pass_over(15)
+    assert progress.position == 20
+    with pytest.raises(ValueError, match=r"\[19, 21\)"):
+        progress.take(19, 21)
+    assert progress.finish(progress.take(20, 25))
+    assert progress.position == 25
+
+
+def test_nothing_is_passed_over_while_a_chunk_is_under_way() -> None:
+    progress = Progress(10)
+    first, second = progress.take(10, 15), progress.take(15, 20)
+    progress.pass_over(30)
+    progress.finish(second)
+    progress.pass_over(30)
+    assert (progress.position, progress.window) == (10, 10)
+    progress.finish(first)
+    progress.pass_over(30)
+    assert (progress.position, progress.window) == (30, 0)
+
+
+def test_passing_over_sources_that_a_scan_found_frees_the_floor_no_sooner_than_committing_them() -> None:
+    progress = Progress(0, scan_floor=40, recovered_end=7)
+    progress.pass_over(6)
+    assert progress.floor(60) == 40
+    progress.pass_over(7)
+    assert progress.floor(60) == 60
+
+
 class Log:
     """A results partition, some chunks under way, and the crash that may come after any step."""
 

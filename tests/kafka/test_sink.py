@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from pipeline.kafka import client
+from pipeline.kafka.lease import Lease
 from pipeline.kafka.sink import Sink
 from pipeline.messages.delivery import Result
 from pipeline.settings import KafkaSettings
@@ -67,12 +68,18 @@ class Bench:
         self.metrics = new_metrics()
         self.failures: list[tuple[str, BaseException]] = []
         self.log: list[tuple[str, int, int]] = []
+        self.now = 1000.0
+        self.lease = Lease(5, clock=lambda: self.now)
         self.sink = Sink(
-            producer, "results", partitions=4, metrics=self.metrics, fail=lambda *why: self.failures.append(why)
-        )
+            producer, "results", partitions=4, metrics=self.metrics, fail=lambda *why: self.failures.append(why),
+            lease=self.lease,
+        )  # fmt: skip
 
     def receipt(self, name: str) -> Receipts:
         return Receipts(self.log, name)
+
+    def lapse(self) -> None:
+        self.now += 60
 
     async def handed_over(self, batches: int) -> None:
         await until(lambda: len(self.producer.batches) == batches)
@@ -199,6 +206,101 @@ async def test_a_flush_that_is_given_up_leaves_the_batch_on_its_way(bench: Bench
     assert lane.sending
     bench.producer.written(0, 0)
     await bench.sink.flush()
+    assert bench.log == [("a", 1, 0)]
+
+
+@pytest.mark.asyncio
+async def test_bytes_are_counted_until_they_are_acknowledged(bench: Bench) -> None:
+    lane = bench.sink.lane(0)
+    lane.extend(results(2), bench.receipt("a"))
+    await bench.handed_over(1)
+    lane.extend(results(3, size=1500), bench.receipt("b"))
+    assert lane.octets == 2 * 10 + 3 * 1500
+    left = []
+    for number in range(3):
+        await bench.handed_over(number + 1)
+        left.append(lane.octets)
+        bench.producer.written(number, 2 * number)
+    async with asyncio.timeout(5):
+        await lane.flush()
+    # Two of the large ones fill a batch.
+    assert bench.producer.sizes == [2, 2, 1]
+    assert left == [2 * 10 + 3 * 1500, 3 * 1500, 1500]
+    assert lane.octets == 0
+
+
+@pytest.mark.asyncio
+async def test_nothing_is_handed_over_while_the_lease_has_lapsed(bench: Bench) -> None:
+    lane = bench.sink.lane(0)
+    lane.extend(results(1), bench.receipt("a"))
+    await bench.handed_over(1)
+    lane.extend(results(1), bench.receipt("b"))
+    bench.lapse()
+    bench.producer.written(0, 0)
+    await until(lambda: lane._waits_for_lease)
+    lane.extend(results(1), bench.receipt("c"))
+    bench.lease.renew(bench.now - 60)  # a heartbeat whose answer came too late
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert bench.producer.sizes == [1]
+    assert lane.sending
+    bench.lease.renew()
+    await bench.handed_over(2)
+    # It waits for Kafka now and no longer for the lease: it can be discarded no more.
+    lane.discard()
+    await asyncio.sleep(0)
+    bench.producer.written(1, 1)
+    async with asyncio.timeout(5):
+        await lane.flush()
+    assert bench.log == [("a", 1, 0), ("b", 1, 1), ("c", 1, 1)]
+
+
+@pytest.mark.asyncio
+async def test_what_waits_for_the_lease_can_be_discarded_and_the_lane_goes_on_afterwards(bench: Bench) -> None:
+    bench.lapse()
+    lane = bench.sink.lane(0)
+    lane.extend(results(3, size=2000), bench.receipt("a"))
+    await until(lambda: lane._waits_for_lease)
+    lane.discard()
+    async with asyncio.timeout(1):
+        await lane.flush()
+    assert (lane.octets, lane.sending) == (0, False)
+    bench.lease.renew()
+    lane.extend(results(1), bench.receipt("b"))
+    await bench.handed_over(1)
+    bench.producer.written(0, 7)
+    await lane.flush()
+    # Who was discarded is not told anything, now or later.
+    assert (bench.log, bench.producer.sizes, bench.failures) == ([("b", 1, 7)], [1], [])
+    assert lane.octets == 0
+
+
+@pytest.mark.asyncio
+async def test_what_kafka_was_given_is_waited_for_and_only_the_rest_discarded(bench: Bench) -> None:
+    lane = bench.sink.lane(0)
+    lane.extend(results(1), bench.receipt("a"))
+    await bench.handed_over(1)
+    lane.extend(results(5, size=1000), bench.receipt("b"))
+    bench.lapse()
+    lane.discard()
+    assert lane.sending
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await lane.flush()
+    bench.producer.written(0, 3)
+    async with asyncio.timeout(1):
+        await lane.flush()
+    assert bench.log == [("a", 1, 3)]
+    assert (bench.producer.sizes, lane.octets, lane.end) == ([1], 0, 4)
+
+
+@pytest.mark.asyncio
+async def test_without_a_lease_anybody_may_write(bench: Bench) -> None:
+    letters = Sink(bench.producer, "letters", partitions=1, metrics=bench.metrics, fail=bench.sink.fail)
+    letters.lane(0).extend(results(1), bench.receipt("a"))
+    await bench.handed_over(1)
+    bench.producer.written(0, 0)
+    await letters.flush()
     assert bench.log == [("a", 1, 0)]
 
 
