@@ -33,6 +33,8 @@ _JAVA_ALWAYS = (
     "-XX:-UsePerfData",
 )
 _CLUSTER_ID = "ZGVjaXNpb24tcGlwZWxpbg"
+_ROOM_BYTES = 100_000_000
+_ELSEWHERE = "Free some room, or set TMPDIR to a directory of another disk"
 _START_SECONDS = 60
 _STOP_SECONDS = 15
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -117,6 +119,9 @@ class LocalKafka:
         java, jars = java_command(), ensure_downloaded()
         try:
             self._run(java, jars)
+        except OSError as error:
+            self.stop()
+            raise StartFailed(f"Kafka cannot be started: {error}. {_ELSEWHERE}") from error
         except BaseException:
             self.stop()
             raise
@@ -170,6 +175,13 @@ class LocalKafka:
         if self._home is None:
             self._home = self._directory or Path(tempfile.mkdtemp(prefix="decision-pipeline-kafka-"))
             self._home.mkdir(parents=True, exist_ok=True)
+        # A broker whose disk is full says so in its log only, and ends in the middle of whatever it was asked.
+        free = shutil.disk_usage(self._home).free
+        if free < _ROOM_BYTES:
+            raise StartFailed(
+                f"no room for Kafka's data: {free / 1e6:.0f} MB are free in {self._home.parent}, "
+                f"{_ROOM_BYTES / 1e6:.0f} MB are needed. {_ELSEWHERE}"
+            )
         return self._home
 
     def _all_properties(self, home: Path) -> dict[str, str]:

@@ -155,6 +155,7 @@ def _failed(error: OSError, cache: Path) -> StartFailed:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return StartFailed(f"{cache} cannot be written to; set XDG_CACHE_HOME to a directory that can")
     return StartFailed(
-        f"Apache Kafka could not be downloaded ({total:.0f} MB, once): {type(error).__name__}: {error}. "
-        f"Check the network and try again, or name an existing Kafka (--bootstrap-servers)"
+        f"Apache Kafka could not be downloaded ({total:.0f} MB, once): check the network (HTTPS_PROXY, if you need a "
+        f"proxy) and try again, or name an existing Kafka (--bootstrap-servers). It failed with "
+        f"{type(error).__name__}: {error}"
     )

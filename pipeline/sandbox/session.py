@@ -80,11 +80,11 @@ class Session:
         finally:
             await consumer.stop()
         self.seconds = self.seconds or time.monotonic() - started
+        account.book_worker(self._parts.worker.metric("segment_lookups_total", outcome="hit"))
 
     async def end(self) -> int:
         """Stop the worker, and read what it still wrote: nothing may come that nobody sent. Its exit status."""
         worker = self._parts.worker
-        self._account.book_worker(worker.metric("segment_lookups_total", outcome="hit"))
         try:
             status = await asyncio.to_thread(worker.stop)
         except asyncio.CancelledError:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import tempfile
-import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import orjson
@@ -29,18 +24,9 @@ from pipeline.sandbox.processes import StandIns, until
 from pipeline.sandbox.session import Kill, Session
 from pipeline.sandbox.traffic import Fate, Sent, decide_requests
 from pipeline.sandbox.worker import Worker
+from tests.sandbox.terminal import Terminal, descendants, is_stand_in, paste_example
 from tests.sandbox.test_account import assert_printed_is_written
 from tests.support import Broker
-
-
-@pytest.fixture(autouse=True)
-def own_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """So that what the demo leaves there can be seen."""
-    directory = tmp_path / "temporary"
-    directory.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(directory))
-    monkeypatch.setenv("TMPDIR", str(directory))
-    return directory
 
 
 def _figures_of(plan: Plan) -> Figures:
@@ -51,14 +37,34 @@ def _figures_of(plan: Plan) -> Figures:
 
 
 def _summary(said: str) -> str:
-    return said[said.index("Decisions\n") : said.index("Everything was stopped")]
+    return said[said.index("Decisions\n") : said.index("\nEverything ")]
 
 
-def test_the_account_closes(
-    kafka: Broker, own_temporary_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_account_closes_and_everything_stays_up_where_it_is_asked_to(
+    kafka: Broker, pipeline: Callable[..., Terminal], tmp_path: Path
 ) -> None:
-    plan = Plan(requests=600, bootstrap_servers=kafka.bootstrap_servers, json_file=tmp_path / "figures.json")
-    written = _figures_of(plan)
+    file = tmp_path / "figures.json"
+    where = "--keep-running", "--bootstrap-servers", kafka.bootstrap_servers
+    terminal = pipeline("demo", "--requests", "600", "--json", str(file), *where)
+    said = terminal.read_until("The same with kcat")
+    assert "The account closes" in said
+    assert "600 sent = 600 distinct sources" in said
+    written = orjson.loads(file.read_bytes())
+    assert_figures(written)
+    assert_printed_is_written(_summary(said), written)
+
+    assert f"  bootstrap servers  {kafka.bootstrap_servers}\n" in said
+    url = re.search(r"http://127\.0\.0\.1:\d+/metrics", said)
+    assert url is not None
+    with urllib.request.urlopen(url[0], timeout=5) as answer:
+        assert b"decision_pipeline_decide_requests_total" in answer.read()
+    assert paste_example(said)["decisions"][0]["flagKey"] == "checkout_redesign"
+    assert terminal.interrupt() < 10
+    assert terminal.process.returncode == 0
+    assert terminal.said.endswith("stopped\n")
+
+
+def assert_figures(written: Figures) -> None:
     assert (written["closed"], written["open"]) == (True, [])
     assert written["sent"] == {"decide_requests": 600, "track_events": 60, "odp_events": 30}
     assert sum(written["requests"].values()) == written["distinct_sources"] == 600
@@ -73,21 +79,17 @@ def test_the_account_closes(
         "user_id_missing": 7, "not_json": 3, "not_an_object": 2, "empty": 2, "action_missing": 1,
         "unknown_event_key": 1,
     }  # fmt: skip
-    said = capsys.readouterr().out
-    assert_printed_is_written(_summary(said), written)
-    assert "The account closes" in said
-    assert "600 sent = 600 distinct sources" in said
-    assert list(own_temporary_directory.iterdir()) == []
 
 
 def test_a_killed_worker_repeats_events_and_the_account_closes(
-    kafka: Broker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kafka: Broker, own_temporary_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = Plan(requests=400, bootstrap_servers=kafka.bootstrap_servers, json_file=tmp_path / "figures.json", kill=True)
     written = _figures_of(plan)
     assert (written["closed"], written["kills"]) == (True, 1)
     assert written["logx"]["repeats"] > 0
     assert written["logx"]["impressions"] == written["impressions_due"]
+    assert list(own_temporary_directory.iterdir()) == []
     said = capsys.readouterr().out
     assert "killed the worker with -9" in said
     assert_printed_is_written(_summary(said), written)
@@ -102,7 +104,7 @@ def test_another_outcome_than_expected_is_a_failure(
 
     monkeypatch.setattr(demo, "decide_requests", wrong)
     file = tmp_path / "figures.json"
-    plan = Plan(requests=20, bootstrap_servers=kafka.bootstrap_servers, json_file=file, still_seconds=2)
+    plan = Plan(requests=20, bootstrap_servers=kafka.bootstrap_servers, json_file=file, still_seconds=1)
     assert run_demo(plan) == 1
     said = capsys.readouterr().out
     assert "The account does not close" in said
@@ -168,84 +170,29 @@ async def test_an_interrupt_does_not_wait_for_a_worker_that_will_not_stop(stand_
     assert worker.wait(5) == 128 + signal.SIGKILL
 
 
-class Terminal:
-    """`pipeline` as a person runs it, with a broker of its own; what it says is read as it comes."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True,
-        )  # fmt: skip
-        self.said = ""
-
-    def read_until(self, words: str) -> str:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.said += line
-            if words in line:
-                return self.said
-        raise AssertionError(f"{words!r} was not said: {self.said}")
-
-    def interrupt(self) -> float:
-        """Ctrl-C, which reaches the whole group of processes; the seconds until its end."""
-        assert self.process.stdout is not None
-        children = descendants(self.process.pid)
-        interrupted = time.monotonic()
-        os.killpg(self.process.pid, signal.SIGINT)
-        self.said += self.process.stdout.read()
-        self.process.wait(15)
-        took = time.monotonic() - interrupted
-        self.process.stdout.close()
-        until(
-            lambda: not any(Path(f"/proc/{pid}").exists() for pid in children),
-            timeout=5,
-            what="the end of all children",
-        )
-        return took
-
-
-def descendants(pid: int) -> list[int]:
-    found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found += [int(child), *descendants(int(child))]
-    return found
-
-
 @pytest.mark.parametrize("words", ["starting Apache Kafka", "sent "], ids=["while Kafka starts", "in the middle"])
-def test_ctrl_c_leaves_nothing_running(own_temporary_directory: Path, words: str) -> None:
-    terminal = Terminal("demo")
+def test_ctrl_c_leaves_nothing_running(pipeline: Callable[..., Terminal], words: str) -> None:
+    terminal = pipeline("demo")
     terminal.read_until(words)
     if words == "sent ":
         assert len(descendants(terminal.process.pid)) >= 10, "guards and what they guard"
     assert_interrupted(terminal)
-    assert list(own_temporary_directory.iterdir()) == []
 
 
-def test_ctrl_c_while_the_worker_starts(kafka: Broker, own_temporary_directory: Path) -> None:
-    terminal = Terminal("demo", "--bootstrap-servers", kafka.bootstrap_servers)
+def test_ctrl_c_while_the_worker_starts(kafka: Broker, pipeline: Callable[..., Terminal]) -> None:
+    terminal = pipeline("demo", "--bootstrap-servers", kafka.bootstrap_servers)
     terminal.read_until("starting a worker")
     assert_interrupted(terminal)
-    assert list(own_temporary_directory.iterdir()) == []
 
 
-def test_a_part_that_is_gone_ends_it_in_one_line(kafka: Broker, own_temporary_directory: Path) -> None:
-    terminal = Terminal("demo", "--bootstrap-servers", kafka.bootstrap_servers)
+def test_a_part_that_is_gone_ends_it_in_one_line(kafka: Broker, pipeline: Callable[..., Terminal]) -> None:
+    terminal = pipeline("demo", "--bootstrap-servers", kafka.bootstrap_servers)
     terminal.read_until("starting a worker")
     (logx,) = (pid for pid in descendants(terminal.process.pid) if is_stand_in(pid, "logx"))
     os.kill(logx, signal.SIGKILL)
-    assert terminal.process.stdout is not None
-    with terminal.process.stdout as rest:
-        terminal.said += rest.read()
-    assert terminal.process.wait(30) == 1
+    assert terminal.end() == 1
     assert "error: the broker or a stand-in does not answer any more: " in terminal.said
     assert "Traceback" not in terminal.said
-    assert list(own_temporary_directory.iterdir()) == []
-
-
-def is_stand_in(pid: int, service: str) -> bool:
-    """Whether the process is the stand-in itself, and not its guard."""
-    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    return words[1:3] == [b"-m", f"pipeline.sandbox.{service}".encode()]
 
 
 def assert_interrupted(terminal: Terminal) -> None:
@@ -253,33 +200,6 @@ def assert_interrupted(terminal: Terminal) -> None:
     assert terminal.process.returncode == 130
     assert terminal.said.endswith("interrupted; everything was stopped\n")
     assert "Traceback" not in terminal.said
-
-
-def test_it_stays_up_where_it_is_asked_to(kafka: Broker, own_temporary_directory: Path) -> None:
-    terminal = Terminal("demo", "--requests", "40", "--keep-running", "--bootstrap-servers", kafka.bootstrap_servers)
-    said = terminal.read_until("The same with kcat")
-    assert "The account closes" in said
-    url = re.search(r"http://127\.0\.0\.1:\d+/metrics", said)
-    assert url is not None
-    with urllib.request.urlopen(url[0], timeout=5) as answer:
-        assert b"decision_pipeline_decide_requests_total" in answer.read()
-    assert f"  bootstrap servers  {kafka.bootstrap_servers}\n" in said
-    assert paste_example(said)["decisions"][0]["flagKey"] == "checkout_redesign"
-    assert terminal.interrupt() < 10
-    assert terminal.process.returncode == 0
-    assert terminal.said.endswith("stopped\n")
-    assert list(own_temporary_directory.iterdir()) == []
-
-
-def paste_example(said: str) -> Figures:
-    """Run the example that was printed; the answer it prints."""
-    begin = said.rindex("\n\n", 0, said.index("<<'END'")) + 2
-    command = said[begin : said.index("\nEND\n") + len("\nEND\n")]
-    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
-    answer: Figures = json.loads(done.stdout)
-    assert answer["requestId"] == "my-first-request"
-    return answer
 
 
 @pytest.mark.asyncio

@@ -19,7 +19,7 @@ from pipeline.errors import StartFailed
 from pipeline.sandbox import kafka as kafka_module
 from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.processes import free_port, until
-from tests.support import Broker, TopicMaker
+from tests.support import Broker, TopicMaker, add_listener_with_password
 
 
 async def _write(bootstrap_servers: str, topic: str, value: bytes) -> None:
@@ -76,19 +76,8 @@ async def test_a_killed_broker_starts_again_with_its_data(tmp_path: Path) -> Non
 
 @pytest.mark.asyncio
 async def test_a_listener_may_ask_for_a_password() -> None:
-    secure = free_port()
     broker = LocalKafka(scram_users={"alice": "secret"})
-    listeners = f"PLAINTEXT://127.0.0.1:{broker.port},CONTROLLER://127.0.0.1:{broker.controller_port}"
-    broker.add_properties(
-        {
-            "listeners": f"{listeners},SECURE://127.0.0.1:{secure}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_PLAINTEXT",
-            "listener.name.secure.sasl.enabled.mechanisms": "SCRAM-SHA-512",
-            "listener.name.secure.scram-sha-512.sasl.jaas.config": (
-                "org.apache.kafka.common.security.scram.ScramLoginModule required;"
-            ),
-        }
-    )
+    secure = add_listener_with_password(broker)
     await asyncio.to_thread(broker.start)
     try:
         for password, works in (("secret", True), ("wrong", False)):

@@ -6,26 +6,15 @@ import os
 import signal
 import socket
 import subprocess
-import tempfile
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from pipeline.sandbox.processes import free_port
 from pipeline.sandbox.worker import Worker
-from tests.sandbox.test_demo import Terminal, descendants, is_stand_in, paste_example
+from tests.sandbox.terminal import Terminal, descendants, is_stand_in, paste_example
 
 LAST = "Ctrl-C stops everything."
-
-
-@pytest.fixture(autouse=True)
-def own_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    directory = tmp_path / "temporary"
-    directory.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(directory))
-    monkeypatch.setenv("TMPDIR", str(directory))
-    return directory
 
 
 def pasted(said: str) -> dict[str, str]:
@@ -36,8 +25,8 @@ def pasted(said: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in shell.stdout.decode().split("\0") if line)
 
 
-def test_a_worker_finds_everything_by_what_was_pasted(own_temporary_directory: Path, tmp_path: Path) -> None:
-    terminal = Terminal("sandbox", "--kafka", "--fast")
+def test_a_worker_finds_everything_by_what_was_pasted(pipeline: Callable[..., Terminal], tmp_path: Path) -> None:
+    terminal = pipeline("sandbox", "--kafka", "--fast")
     said = terminal.read_until(LAST)
     worker = Worker(pasted(said), log=tmp_path / "worker.log")
     worker.start()
@@ -50,7 +39,6 @@ def test_a_worker_finds_everything_by_what_was_pasted(own_temporary_directory: P
     assert terminal.interrupt() < 10
     assert terminal.process.returncode == 0
     assert terminal.said.endswith("stopped\n")
-    assert list(own_temporary_directory.iterdir()) == []
 
 
 def _base() -> int:
@@ -68,9 +56,9 @@ def _base() -> int:
         return base
 
 
-def test_its_ports_can_be_chosen_and_one_in_use_is_told() -> None:
+def test_its_ports_can_be_chosen_and_one_in_use_is_told(pipeline: Callable[..., Terminal]) -> None:
     base = _base()
-    terminal = Terminal("sandbox", "--port-base", str(base))
+    terminal = pipeline("sandbox", "--port-base", str(base))
     said = terminal.read_until(LAST)
     for place, service in enumerate(("cdn", "odp", "logx", "cmab")):
         assert f"  {service:<5} http://127.0.0.1:{base + place}\n" in said
@@ -79,21 +67,16 @@ def test_its_ports_can_be_chosen_and_one_in_use_is_told() -> None:
     environment = pasted(said)
     assert "PIPELINE_KAFKA__BOOTSTRAP_SERVERS" not in environment
     assert environment["PIPELINE_LOGX__URL"] == f"http://127.0.0.1:{base + 2}/v1/events"
-    second = Terminal("sandbox", "--port-base", str(base - 2))
-    assert second.process.wait(20) == 1
-    assert second.process.stdout is not None
-    with second.process.stdout as rest:
-        assert rest.read().splitlines()[-1] == f"error: port {base} is in use: choose another --port-base"
+    second = pipeline("sandbox", "--port-base", str(base - 2))
+    assert second.end() == 1
+    assert second.said.splitlines()[-1] == f"error: port {base} is in use: choose another --port-base"
     assert terminal.interrupt() < 5
 
 
-def test_it_ends_when_a_part_of_it_does(own_temporary_directory: Path) -> None:
-    terminal = Terminal("sandbox")
+def test_it_ends_when_a_part_of_it_does(pipeline: Callable[..., Terminal]) -> None:
+    terminal = pipeline("sandbox")
     terminal.read_until(LAST)
     (odp,) = (pid for pid in descendants(terminal.process.pid) if is_stand_in(pid, "odp"))
     os.kill(odp, signal.SIGKILL)
-    assert terminal.process.wait(20) == 1
-    assert terminal.process.stdout is not None
-    with terminal.process.stdout as rest:
-        assert "error: odp ended by itself; everything else was stopped" in rest.read()
-    assert list(own_temporary_directory.iterdir()) == []
+    assert terminal.end() == 1
+    assert "error: odp ended by itself; everything else was stopped" in terminal.said
