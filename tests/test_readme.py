@@ -17,9 +17,8 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from pipeline.handlers import decide as decide_role
-from pipeline.handlers import keys
 from pipeline.messages import decide as decide_messages
+from pipeline.messages import words
 from pipeline.messages.contracts import DECIDE_REQUEST, DECIDE_RESULT, schemas_directory
 from pipeline.messages.decide import parse_decide_request
 from pipeline.metrics import Metrics
@@ -177,8 +176,8 @@ def test_every_reason_for_a_dead_letter_is_explained() -> None:
 def test_the_errors_of_results_are_the_worker_s() -> None:
     explained = re.findall(r"^\| `([^`]+)` \|", section("decide.results").split("`error` is one of:")[1], re.MULTILINE)
     constants = {
-        decide_messages.PARSING_FAILED, decide_messages.SDK_KEY_MALFORMED, decide_role.EXPIRED,
-        decide_role.FETCH_FAILED, keys.SDK_KEY_MISSING,
+        decide_messages.PARSING_FAILED, decide_messages.SDK_KEY_MALFORMED, words.EXPIRED,
+        words.FETCH_FAILED, words.SDK_KEY_MISSING,
     }  # fmt: skip
     assert constants <= set(explained)
     source = "".join(path.read_text("utf-8") for path in (ROOT / "pipeline").rglob("*.py"))
