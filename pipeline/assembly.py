@@ -187,7 +187,8 @@ class Worker:
 
     def awaited(self) -> list[str]:
         if self._awaited:
-            return [f"waiting for {self._awaited}"]
+            missing = [f"the datafile of {key}: {fault}" for key, fault in self.datafiles.missing().items()]
+            return [f"waiting for {self._awaited}", *missing]
         joining = [consumer.role.name for consumer in self.consumers if not consumer.assigned.is_set()]
         if not self.consumers:
             return ["waiting for the groups to be joined"]

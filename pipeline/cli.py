@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -232,5 +234,13 @@ def main() -> NoReturn:
         code = 2
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - this is the command's own output
+        code = 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        written = error.filename or "the output"
+        print(f"error: no room for {written}: free some, or write to another disk", file=sys.stderr)  # noqa: T201
+        # What could not be written is still in the buffer, and would be tried again at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code)

@@ -36,6 +36,7 @@ ROLES: tuple[Role, ...] = ("decide", "logx", "odp_events")
 
 SDK_KEY_PATTERN = r"^[A-Za-z0-9+/=_-]{1,128}$"
 _SERVERS = r"^(\[[^\]]+\]|[^,:\s]+):\d{1,5}(,(\[[^\]]+\]|[^,:\s]+):\d{1,5})*$"
+_LOOKS = {_SERVERS: "must be host:port, or several separated by commas"}
 # For the last commit of a hand-over, after the drain.
 _HANDOVER_MARGIN = 15.0
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -342,6 +343,8 @@ def _mistakes(error: ValidationError) -> list[str]:
         path = [str(part) for part in item["loc"]]
         name = PREFIX + "__".join(path[:2]).upper() if path else "settings"
         text = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "string_pattern_mismatch":
+            text = _LOOKS.get(item["ctx"]["pattern"], text)
         if item["type"] == "extra_forbidden":
             text = "no such setting (see `pipeline check-config`)"
         found.append(f"{name}: {text}")

@@ -9,7 +9,8 @@ from uuid import uuid4
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from pipeline.sandbox.processes import StandIns
+from pipeline.sandbox.kafka import LocalKafka
+from pipeline.sandbox.processes import StandIns, free_port
 from pipeline.sandbox.worker import worker_environment
 
 
@@ -38,6 +39,23 @@ class Topics:
     @property
     def names(self) -> list[str]:
         return list(asdict(self).values())
+
+
+def add_listener_with_password(broker: LocalKafka) -> int:
+    """The port of one more listener, which asks for SCRAM-SHA-512; call it before the broker is started."""
+    port = free_port()
+    listeners = f"PLAINTEXT://127.0.0.1:{broker.port},CONTROLLER://127.0.0.1:{broker.controller_port}"
+    broker.add_properties(
+        {
+            "listeners": f"{listeners},SECURE://127.0.0.1:{port}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_PLAINTEXT",
+            "listener.name.secure.sasl.enabled.mechanisms": "SCRAM-SHA-512",
+            "listener.name.secure.scram-sha-512.sasl.jaas.config": (
+                "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+            ),
+        }
+    )
+    return port
 
 
 class TopicMaker(Protocol):

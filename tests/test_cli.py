@@ -144,7 +144,7 @@ def test_a_broker_that_is_not_there_is_one_line(topics: Topics) -> None:
     done = run("topics", "create", settings=settings)
     (told,) = errors(done)
     assert done.returncode == 1
-    assert told.startswith("no broker can be reached: check kafka.bootstrap_servers")
+    assert told.startswith("no broker can be reached: check PIPELINE_KAFKA__BOOTSTRAP_SERVERS")
 
 
 # decide

@@ -30,7 +30,10 @@ from pipeline.transport import Answer, Transport
 
 NEW, UNCHANGED, REFUSED, DENIED, FAILED = OUTCOMES = ("new", "unchanged", "refused", "denied", "failed")
 FIRST_RETRY = 0.5
+FIRST_REMINDER = 2.0
 REMIND_EVERY = 30.0
+_HELD_ADVICE = "it goes on by itself; check the way to the CDN, and PIPELINE_OPTIMIZELY__DATAFILE_URL_TEMPLATE"
+_DENIED_ADVICE = "check PIPELINE_OPTIMIZELY__SDK_KEYS, or publish the environment; it is asked for at each poll"
 
 Compile = Callable[[bytes], ProjectConfig]
 State = Literal["loading", "loaded", "denied"]
@@ -87,18 +90,23 @@ class Datafiles:
         """Wait until each key was loaded or is known to be bad (401, 403, 404), however long that takes.
 
         A CDN that is down or sends rubbish holds it: starting without a project would answer requests with errors
-        that are not theirs. What is waited for is logged each 30 s.
+        that are not theirs. What is waited for is logged soon, and again each 30 s.
         """
+        patience = FIRST_REMINDER
         while not self._settled.is_set():
             try:
-                async with asyncio.timeout(REMIND_EVERY):
+                async with asyncio.timeout(patience):
                     await self._settled.wait()
             except TimeoutError:
-                waiting = {one.name: one.fault or "no answer yet" for one in self._watched.values() if not one.known}
-                log.warning("start held: datafiles not loaded yet", waiting_for=waiting)
+                log.warning("start held: datafiles not loaded yet", waiting_for=self.missing(), advice=_HELD_ADVICE)
+                patience = REMIND_EVERY
         for task in self._tasks:
             if task.done():
                 task.result()
+
+    def missing(self) -> dict[str, str]:
+        """What `settled()` waits for: masked SDK key -> what came of the last question."""
+        return {one.name: one.fault or "no answer yet" for one in self._watched.values() if not one.known}
 
     def project(self, sdk_key: str) -> ProjectConfig | None:
         """The project in use; None for a key not configured, not loaded yet, or known to be bad."""
@@ -276,7 +284,7 @@ class _Watched:
     def _denied(self, error: AccessRefused) -> None:
         self._denied_gauge.set(1)
         self.verdict = _agents_words(self.key, error.status)
-        self._note(DENIED, str(error), log.error, edge=str(error.status))
+        self._note(DENIED, str(error), log.error, edge=str(error.status), advice=_DENIED_ADVICE)
 
     def _refused(self, reason: str) -> None:
         self._denied_gauge.set(0)
@@ -289,7 +297,7 @@ class _Watched:
         self._retry_after = error.retry_after if isinstance(error, Unavailable) else None
         self._note(FAILED, str(error), log.warning)
 
-    def _note(self, outcome: str, text: str, write: Callable[..., object], *, edge: str = "") -> None:
+    def _note(self, outcome: str, text: str, write: Callable[..., object], *, edge: str = "", **more: str) -> None:
         """Count each time, say it once: again only when it is something else."""
         self._polls[outcome].inc()
         self._failures += 1
@@ -298,7 +306,7 @@ class _Watched:
         if self._reported != (outcome, edge):
             self._reported = (outcome, edge)
             in_use = self.project.revision if self.project is not None else None
-            write(f"datafile {outcome}", sdk_key=self.name, error=self.fault, revision_in_use=in_use)
+            write(f"datafile {outcome}", sdk_key=self.name, error=self.fault, revision_in_use=in_use, **more)
 
     def _note_age(self) -> None:
         """Judged after a poll, so an interval longer than the bound does not make a healthy datafile stale."""

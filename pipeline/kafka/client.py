@@ -43,7 +43,9 @@ def _connection(settings: KafkaSettings) -> dict[str, Any]:
             )
         except OSError as error:
             text = error.strerror or str(error)
-            raise StartFailed(f"kafka.ssl_cafile, ssl_certfile or ssl_keyfile cannot be used: {text}") from error
+            raise StartFailed(
+                f"PIPELINE_KAFKA__SSL_CAFILE, __SSL_CERTFILE or __SSL_KEYFILE cannot be used: {text}"
+            ) from error
     if settings.security_protocol.startswith("SASL"):
         values["sasl_mechanism"] = settings.sasl_mechanism
         values["sasl_plain_username"] = settings.sasl_username
@@ -56,7 +58,9 @@ def _password(settings: KafkaSettings) -> str:
         try:
             return settings.sasl_password_file.read_text("utf-8").strip()
         except OSError as error:
-            raise StartFailed(f"kafka.sasl_password_file cannot be read: {error.strerror}") from error
+            raise StartFailed(
+                f"PIPELINE_KAFKA__SASL_PASSWORD_FILE: {settings.sasl_password_file} cannot be read: {error.strerror}"
+            ) from error
     return settings.sasl_password.get_secret_value() if settings.sasl_password else ""
 
 
@@ -121,7 +125,14 @@ class _Causes(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
+        line = record.getMessage()
+        # A connection that was reset may come as an error without a text.
+        named = [type(one).__name__ for one in record.args or () if isinstance(one, Exception) and not str(one)]
+        self.lines.append(f"{line}{', '.join(named)}")
+
+
+class _NotYet(StartFailed):
+    """Waiting may mend it: no broker answers, or it is just starting."""
 
 
 async def start_client(client: _Client) -> _Client:
@@ -133,7 +144,7 @@ async def start_client(client: _Client) -> _Client:
         await client.start()
     except KafkaError as error:
         await stop_client(client)
-        raise StartFailed(_explained(error, causes.lines)) from error
+        raise _explained(error, causes.lines) from error
     finally:
         logger.removeHandler(causes)
     return client
@@ -154,11 +165,8 @@ async def wait_for_broker(settings: KafkaSettings) -> None:
     while True:
         try:
             await (await start_client(admin(settings))).close()
-        except StartFailed as error:
-            ours = not isinstance(error.__cause__, KafkaConnectionError) or any(
-                word in str(error) for word in _REFUSALS
-            )
-            if ours or loop.time() + _RETRY_SECONDS > deadline:
+        except _NotYet as error:
+            if loop.time() + _RETRY_SECONDS > deadline:
                 raise
             if not said:
                 log.warning("waiting for a broker", reason=str(error), seconds=settings.start_timeout)
@@ -168,34 +176,51 @@ async def wait_for_broker(settings: KafkaSettings) -> None:
             return
 
 
-def _explained(error: KafkaError, causes: Sequence[str]) -> str:
-    cause = causes[-1] if causes else str(error)
-    for words, advice in _ADVICE:
-        if any(word in line for line in (*causes, str(error)) for word in words):
-            return f"{advice} ({cause})"
-    return f"Kafka refused the connection: {cause}"
+def _explained(error: KafkaError, causes: Sequence[str]) -> StartFailed:
+    lines = (*causes, str(error))
+    kind, _, advice = next(row for row in _ADVICE if any(word in line for line in lines for word in row[1]))
+    made = kind if isinstance(error, KafkaConnectionError) else StartFailed
+    return made(f"{advice} ({causes[-1] if causes else error})")
 
 
-_REFUSALS = ("Authentication", "SASL", "SSL", "certificate")
-_ADVICE = (
+# What to raise, aiokafka's words that tell it, and the advice. The first row that fits is taken, and the last one fits.
+_ADVICE: tuple[tuple[type[StartFailed], tuple[str, ...], str], ...] = (
     (
+        StartFailed,
         ("AuthenticationFailed", "Authentication failed", "SaslAuthenticate"),
-        "the broker refused the user or password: check kafka.sasl_username, kafka.sasl_password, kafka.sasl_mechanism",
+        "the broker refused the user or password: check PIPELINE_KAFKA__SASL_USERNAME, "
+        "PIPELINE_KAFKA__SASL_PASSWORD and PIPELINE_KAFKA__SASL_MECHANISM",
     ),
     (
+        StartFailed,
         ("CERTIFICATE_VERIFY_FAILED", "certificate verify failed"),
-        "the broker's certificate is not trusted: set kafka.ssl_cafile to the authority that signed it",
+        "the broker's certificate is not trusted: set PIPELINE_KAFKA__SSL_CAFILE to the authority that signed it",
     ),
     (
+        StartFailed,
         ("UnsupportedSaslMechanism", "mechanism"),
-        "the broker does not offer this way of signing in: check kafka.sasl_mechanism",
+        "the broker does not offer this way of signing in: check PIPELINE_KAFKA__SASL_MECHANISM",
     ),
     (
+        StartFailed,
+        ("IllegalSaslState",),
+        "the broker asks for no password on this port: check PIPELINE_KAFKA__SECURITY_PROTOCOL and the port",
+    ),
+    (
+        StartFailed,
         ("SSL", "ssl"),
-        "TLS with the broker failed: check kafka.security_protocol, the port and the client certificate",
+        "TLS with the broker failed: check PIPELINE_KAFKA__SECURITY_PROTOCOL, the port and the client certificate",
     ),
     (
-        ("Unable to bootstrap", "Connect call failed", "Connection"),
-        "no broker can be reached: check kafka.bootstrap_servers and that Kafka is running",
+        _NotYet,
+        ("closed", "reset by peer", "ConnectionResetError"),
+        "what listens there hangs up: check PIPELINE_KAFKA__SECURITY_PROTOCOL and the port, as it may want TLS or a "
+        "password, or none; a broker that is just starting does so, too",
     ),
+    (
+        _NotYet,
+        ("Unable to bootstrap", "Connect call failed", "Connection"),
+        "no broker can be reached: check PIPELINE_KAFKA__BOOTSTRAP_SERVERS and that Kafka is running",
+    ),
+    (_NotYet, ("",), "Kafka refused the connection"),
 )

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, TopicAuthorizationFailedError, for_code
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    InvalidReplicationFactorError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    for_code,
+)
 
 from pipeline.errors import StartFailed
 from pipeline.settings import KafkaSettings, Role, TopicsSettings
@@ -23,6 +30,11 @@ _RETENTION = "retention.ms"
 _DEFAULT_MAX_BYTES = 1_048_588
 _PATIENCE_SECONDS = 2.0
 _LOOK_AGAIN_SECONDS = 0.25
+_CREATION_ADVICE = {
+    InvalidReplicationFactorError: "set PIPELINE_TOPICS__REPLICATION_FACTOR to the number of brokers, or below",
+    TopicAuthorizationFailedError: "the broker does not allow this user to do so",
+    ClusterAuthorizationFailedError: "the broker does not allow this user to do so",
+}
 # What a broker adds around the records of a batch, with room to spare.
 _BATCH_OVERHEAD = 64 * 1024
 
@@ -100,7 +112,8 @@ async def create_topics(
         failure = for_code(code)
         if code and failure is not TopicAlreadyExistsError:
             raise StartFailed(
-                f"topic {topic.name} cannot be created: {failure.__name__}: {text or failure.description}"
+                f"topic {topic.name} cannot be created: {_CREATION_ADVICE.get(failure, failure.__name__)} "
+                f"({text or failure.description})"
             )
         made.append((topic.name, code == 0))
     # A broker answers before it shows them: whoever asks next should find them.

@@ -128,7 +128,7 @@ def test_missing_topics_are_named_with_the_command_that_makes_them(own: Callable
 def test_a_broker_that_cannot_be_reached_is_named_within_the_start_timeout(own: Callable[..., Own]) -> None:
     one = own()
     worker = one.worker(KAFKA__BOOTSTRAP_SERVERS=f"127.0.0.1:{free_port()}", KAFKA__START_TIMEOUT="2")
-    assert "no broker can be reached: check kafka.bootstrap_servers" in message_of(worker, seconds=10)
+    assert "no broker can be reached: check PIPELINE_KAFKA__BOOTSTRAP_SERVERS" in message_of(worker, seconds=10)
 
 
 def test_an_operations_port_in_use_is_named_with_the_setting(own: Callable[..., Own]) -> None:

@@ -73,7 +73,8 @@ async def test_topics_are_made_once_with_equal_partitions_and_what_the_product_n
 @pytest.mark.asyncio
 async def test_a_topic_that_cannot_be_made_is_named_with_the_brokers_reason(named: Named) -> None:
     settings = named.settings.model_copy(update={"replication_factor": 2})
-    with pytest.raises(StartFailed, match=rf"topic {named.names.decide_requests} cannot be created: .*[Rr]eplication"):
+    advice = r"set PIPELINE_TOPICS__REPLICATION_FACTOR to the number of brokers, or below \(.*[Rr]eplication.*\)"
+    with pytest.raises(StartFailed, match=rf"topic {named.names.decide_requests} cannot be created: {advice}"):
         await create_topics(named.admin, named.kafka, settings)
 
 
