@@ -16,7 +16,18 @@ from aiokafka.structs import OffsetAndMetadata
 from pipeline.errors import Rejected
 from pipeline.kafka.partition import Opening
 from pipeline.messages.delivery import Chunk
-from tests.kafka.member import Echo, LateEcho, commit, echoed, kafka_settings, member, produce, read, sources
+from tests.kafka.member import (
+    Echo,
+    LateEcho,
+    Member,
+    commit,
+    echoed,
+    kafka_settings,
+    member,
+    produce,
+    read,
+    sources,
+)  # fmt: skip
 from tests.settled import until
 from tests.support import Broker, TopicMaker, Topics
 
@@ -255,3 +266,91 @@ async def test_a_record_that_cannot_be_read_is_a_pointer_and_its_neighbours_have
     headers = {name: value.decode() for name, value in letter.headers}
     assert (headers["pipeline-reason"], headers["pipeline-source-offset"]) == ("undecodable", "3")
     assert offsets[0].offset == 7
+
+
+class Keeps:
+    """Publishes the record at offset 0 and keeps the others, as while a service does not answer."""
+
+    def __init__(self) -> None:
+        self.kept: set[tuple[int, int]] = set()
+
+    def handle(self, chunk: Chunk) -> None:
+        for record in chunk.records:
+            if record.offset == 0:
+                chunk.publish([echoed(record)])
+            else:
+                self.kept.add((record.partition, record.offset))
+
+
+class Gate:
+    """Holds back what a member hands to Kafka until it is opened."""
+
+    def __init__(self, one: Member) -> None:
+        self.reached = asyncio.Event()
+        self._opened = asyncio.Event()
+        self._send: Any = one.producer.send_batch
+        one.producer.send_batch = self._send_later  # type: ignore[method-assign]
+
+    def open(self) -> None:
+        self._opened.set()
+
+    async def _send_later(self, *arguments: Any, **named: Any) -> Any:
+        self.reached.set()
+        await self._opened.wait()
+        return await self._send(*arguments, **named)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("order", [1, -1])
+# With no time to be polite the stop gives back too, else it waits for the hook to have done it.
+@pytest.mark.parametrize("polite", [60, 0])
+# Put out of the group meanwhile, a member commits nothing and forgets its partitions sooner.
+@pytest.mark.parametrize("evicted", [False, True])
+async def test_a_stop_and_a_hook_that_give_partitions_back_at_once_end_both_and_soon(
+    kafka: Broker, topics: TopicMaker, order: int, polite: float, evicted: bool
+) -> None:
+    own = await topics(partitions=2)
+    await produce(kafka, own.decide_requests, numbered(4, 2))
+    settings = kafka_settings(kafka, group_id=own.decide_requests, chunk_records=1, commit_interval=60)
+    keeps = Keeps()
+    async with member(settings, own, lambda _: keeps, partitions=2) as one:
+        gate = Gate(one)
+        await asyncio.wait_for(gate.reached.wait(), 20)
+        await until(lambda: keeps.kept == {(0, 1), (1, 1)}, seconds=20)
+        # A heartbeat would wake whoever waits, sooner or later.
+        one.lease.on_renewal = lambda: None
+        owned = one.client.assignment()
+        if evicted:
+            one.client.assignment = frozenset  # type: ignore[method-assign]
+        # As aiokafka calls the hook from its coordinator while a signal begins the stop.
+        calls = [one.consumer.on_partitions_revoked(owned), one.consumer.stop(polite=polite)]
+        both = [asyncio.create_task(call) for call in calls[::order]]
+        await until(lambda: not any(partition.open for partition in one.consumer.partitions))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not any(task.done() for task in both), "what was handed to Kafka is waited for"
+        gate.open()
+        async with asyncio.timeout(10):
+            await asyncio.gather(*both)
+        assert not one.consumer.partitions
+        offsets = await committed(one.admin, f"{settings.group_id}.decide", own, 2)
+    assert {offset.offset for offset in offsets.values()} == ({0} if evicted else {1})
+
+
+@pytest.mark.asyncio
+async def test_partitions_that_are_assigned_during_a_stop_are_not_opened(kafka: Broker, topics: TopicMaker) -> None:
+    own = await topics(partitions=1)
+    await produce(kafka, own.decide_requests, numbered(2, 1))
+    settings = kafka_settings(kafka, group_id=own.decide_requests)
+    keeps = Keeps()
+    async with member(settings, own, lambda _: keeps, partitions=1) as one:
+        await until(lambda: keeps.kept, seconds=20)
+        (before,) = one.consumer.partitions
+        stopping = asyncio.create_task(one.consumer.stop(polite=0.5))
+        await until(lambda: not before.open)
+        await one.consumer.on_partitions_assigned([before.tp])
+        assert list(one.consumer.partitions) == [before]
+        await stopping
+        assert not one.consumer.partitions
+        await one.consumer.on_partitions_assigned([before.tp])
+        assert not one.consumer.partitions
