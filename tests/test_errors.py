@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ from tests.support import (
 )
 
 ROOT = Path(__file__).parents[1]
+NOTHING: Mapping[str, str] = MappingProxyType({})
 SETTINGS = {"OPTIMIZELY__SDK_KEYS": PRODUCTION, "OPTIMIZELY__DATAFILE_URL_TEMPLATE": "http://127.0.0.1:1/%s.json"}
 
 
@@ -45,15 +47,19 @@ def started(*command: str, environment: Mapping[str, str], given: str = "") -> s
     )  # fmt: skip
 
 
-def pipeline(*arguments: str, settings: Mapping[str, str] = SETTINGS, **environment: str) -> str:
-    """The one line that a command which fails says, after its log; exit code 1."""
+def failed(*arguments: str, settings: Mapping[str, str], environment: Mapping[str, str] = NOTHING) -> tuple[str, str]:
+    """The one line that a command which fails says, and its log; exit code 1."""
     named = {f"PIPELINE_{name}": value for name, value in settings.items()}
-    done = started(sys.executable, "-m", "pipeline", *arguments, environment=named | environment)
+    done = started(sys.executable, "-m", "pipeline", *arguments, environment=named | dict(environment))
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     (told,) = [line for line in done.stderr.splitlines() if not line.startswith("{")]
     assert told.startswith("error: ")
-    return told.removeprefix("error: ")
+    return told.removeprefix("error: "), done.stderr
+
+
+def failed_demo(environment: Mapping[str, str]) -> str:
+    return failed("demo", settings={}, environment=environment)[0]
 
 
 # The broker
@@ -87,7 +93,7 @@ def test_a_wrong_password_is_told_at_once_with_the_settings_to_check(
 ) -> None:
     # No start that waits a minute for a broker would end within the time that a command has here.
     settings = secured.settings(secured.secured, KAFKA__SASL_PASSWORD="wrong", KAFKA__START_TIMEOUT="100")
-    told = pipeline(*command, settings=settings)
+    told, _ = failed(*command, settings=settings)
     assert told.startswith(
         "the broker refused the user or password: check PIPELINE_KAFKA__SASL_USERNAME, PIPELINE_KAFKA__SASL_PASSWORD "
         f'and PIPELINE_KAFKA__SASL_MECHANISM (Unable connect to "{secured.secured}"'
@@ -109,11 +115,18 @@ def test_another_kind_of_listener_is_not_called_an_unreachable_broker(
     secured: Secured, listener: str, changed: dict[str, str], told: str
 ) -> None:
     settings = secured.settings(getattr(secured, listener), **changed)
-    line = pipeline("topics", "create", settings=settings)
+    line, _ = failed("topics", "create", settings=settings)
     assert line.startswith(told)
     setting = "PIPELINE_KAFKA__SASL_MECHANISM" if "signing in" in told else "PIPELINE_KAFKA__SECURITY_PROTOCOL"
     assert setting in line.split("(Unable")[0]
     assert not line.endswith(": )"), "the cause has no text"
+
+
+def test_what_may_be_a_broker_that_is_just_starting_is_waited_for(secured: Secured) -> None:
+    settings = secured.settings(secured.secured, KAFKA__SECURITY_PROTOCOL="PLAINTEXT", KAFKA__START_TIMEOUT="1.5")
+    told, log = failed("run", settings=settings)
+    assert told.startswith("what listens there hangs up: ")
+    assert log.count("waiting for a broker") == 1
 
 
 def test_an_address_that_is_none_is_told_in_words() -> None:
@@ -195,7 +208,7 @@ def without_network(directory: Path) -> dict[str, str]:
 
 
 def test_without_a_network_the_demo_says_what_to_do(tmp_path: Path) -> None:
-    told = pipeline("demo", settings={}, **without_network(tmp_path))
+    told = failed_demo(without_network(tmp_path))
     assert told.startswith("Apache Kafka could not be downloaded (45 MB, once): check the network (HTTPS_PROXY, ")
     assert "--bootstrap-servers" in told
     assert list((tmp_path / "cache" / "decision-pipeline").iterdir()) == []
@@ -248,7 +261,7 @@ def test_a_disk_without_room_for_kafka_is_told(disk: Callable[[str], dict[str, s
         "    make(path)\n"
         "os.mkdir = full\n"
     )
-    told = pipeline("demo", settings={}, **full | without_network(tmp_path))
+    told = failed_demo(full | without_network(tmp_path))
     cache = tmp_path / "cache" / "decision-pipeline"
     assert told == f"no room for Apache Kafka (45 MB) in {cache}; free some, or set XDG_CACHE_HOME"
 
@@ -259,7 +272,7 @@ def test_a_disk_without_room_for_kafkas_data_is_told_before_the_broker_fails(
     del kafka  # Its jars are there.
     before = {path.name for path in tmp_path.iterdir()}
     little = disk("import shutil\nshutil.disk_usage = lambda _: shutil._ntuple_diskusage(10**12, 10**12 - 7e6, 7e6)\n")
-    told = pipeline("demo", settings={}, **little)
+    told = failed_demo(little)
     assert told == (
         f"no room for Kafka's data: 7 MB are free in {tmp_path}, 100 MB are needed. "
         "Free some room, or set TMPDIR to a directory of another disk"
