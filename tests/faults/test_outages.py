@@ -33,7 +33,8 @@ async def test_kafka_is_away_under_load(
 ) -> None:
     topics = unique_topics()
     await create_topics(mortal_kafka.bootstrap_servers, topics, PARTITIONS, PARTITIONS)
-    own = fleet(topics, mortal_kafka)
+    # Both far below the outage: requests to the broker time out again and again, and what stands still is noticed.
+    own = fleet(topics, mortal_kafka, KAFKA__REQUEST_TIMEOUT="2", OPS__STUCK_AFTER="5")
     results = Results(mortal_kafka, topics.decide_results, PARTITIONS)
 
     def play() -> float:
@@ -44,6 +45,8 @@ async def test_kafka_is_away_under_load(
         results.read(3000, seconds=30)
         mortal_kafka.kill()
         results.read_for(OUTAGE_SECONDS)
+        assert worker.running
+        assert worker.healthy, "an outage is nothing that a restart would mend"
         before = len(results.all)
         mortal_kafka.start()
         back = time.monotonic()

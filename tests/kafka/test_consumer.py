@@ -27,7 +27,7 @@ from tests.kafka.member import (
     produce,
     read,
     sources,
-)  # fmt: skip
+)
 from tests.settled import until
 from tests.support import Broker, TopicMaker, Topics
 

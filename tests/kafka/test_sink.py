@@ -351,3 +351,32 @@ async def test_on_a_broker_order_and_offsets_are_what_the_receipts_say(kafka: Br
     )
     assert batches is not None
     assert batches < 100, "what waits together is sent together"
+
+
+@pytest.mark.asyncio
+async def test_on_a_broker_a_batch_outlives_a_partition_without_a_leader(kafka: Broker, topics: TopicMaker) -> None:
+    own = await topics(partitions=1)
+    seconds = 1.0
+    producer = await client.start_client(client.producer(kafka_settings(kafka, request_timeout=seconds)))
+    await producer.partitions_for(own.decide_results)
+    cluster: Any = producer.client.cluster
+    leader = cluster.leader_for_partition
+    failures: list[BaseException] = []
+    sink = Sink(
+        producer, own.decide_results, partitions=1, metrics=new_metrics(), fail=lambda _, error: failures.append(error)
+    )
+    log: list[tuple[str, int, int]] = []
+    try:
+        # What metadata says for a while after its broker went.
+        cluster.leader_for_partition = lambda tp: -1
+        sink.lane(0).extend(results(3), Receipts(log, "a"))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.5 * seconds):
+                await sink.flush()
+        assert (failures, log, sink.sending) == ([], [], True)
+        cluster.leader_for_partition = leader
+        async with asyncio.timeout(20):
+            await sink.flush()
+        assert (failures, log) == ([], [("a", 3, 0)])
+    finally:
+        await producer.stop()
