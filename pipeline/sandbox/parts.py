@@ -70,6 +70,11 @@ def start_parts(
         # As in production: who comes back under its old name need not wait until its group has missed it.
         "KAFKA__GROUP_INSTANCE_ID": f"{run}-0",
         "TOPICS__PARTITIONS": str(_PARTITIONS),
+        # The stand-in really executes GraphQL, on the cores of everything else: on a busy machine it is slow, and a
+        # user without segments is an error, which here would be the machine's and not the worker's.
+        "ODP__FETCH_DEADLINE": "25",
+        "ODP__REQUEST_TIMEOUT": "20",
+        "ODP__MAX_IN_FLIGHT": "4",
         "OPS__PORT": str(operations_port),
     }
     environment = worker_environment(settings, topics=topics, stand_ins=stand_ins)

@@ -20,10 +20,11 @@ _BAR = 12
 
 
 def summary(figures: Figures) -> RenderableType:
-    """What was decided, what it took, what could not be processed, the account, and whether it closes."""
+    """What was decided, what it took, what could not be decided or processed, the account, whether it closes."""
     return Group(
         _titled("Decisions", _decisions(figures["decisions"])),
         _titled("What it took", _lines(_effort(figures))),
+        _titled("Answered with an error", _errors(figures["errors"])),
         _titled("Dead letters", _dead_letters(figures["dead_letters_of"])),
         _titled("The account", _lines(_account(figures))),
         _verdict(figures),
@@ -88,6 +89,14 @@ def _effort(figures: Figures) -> Iterator[tuple[str, str]]:
         f"{figures['sent']['decide_requests']:,} requests answered in {figures['seconds']:,} s, "
         f"{figures['requests_per_second']:,} a second, everything on this machine",
     )
+
+
+def _errors(errors: Mapping[str, int]) -> Table:
+    table = _table("error")
+    table.add_column("requests", justify="right")
+    for error, count in sorted(errors.items(), key=lambda item: (-item[1], item[0])):
+        table.add_row(Text(error), f"{count:,}")
+    return table
 
 
 def _dead_letters(dead_letters_of: Mapping[str, Mapping[str, int]]) -> Table:
