@@ -95,7 +95,7 @@ def test_without_a_terminal_a_failure_is_told_at_once_and_counts_no_further(tmp_
         assert made.end("echo 'ERROR: no such file'; exit 1") == 1
         made.read_until(r"All that pip said: ")
         assert re.search(
-            r"\)\nERROR: no such file\n\nmake: the packages of requirements-demo\.lock could not", made.said
+            r"downloaded\)\nERROR: no such file\n\nmake: the packages of requirements-demo\.lock could not", made.said
         )
     assert not (tmp_path / "venv" / ".installed-demo").exists()
 
