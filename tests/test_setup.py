@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.sandbox.processes import until
+
 ROOT = Path(__file__).parents[1]
 TOTAL = len(re.findall(r"^[a-z0-9].*==", (ROOT / "requirements-demo.lock").read_text("utf-8"), re.MULTILINE))
 
@@ -25,6 +27,7 @@ case $* in *--no-index*) exit 0 ;; esac
 echo "pip begins: $*"
 echo "Ignoring one: markers do not match your environment"
 echo "Requirement already satisfied: two in here"
+echo $$ > {pid}.part && mv {pid}.part {pid}
 for name in three four five six seven; do echo "Collecting $name"; echo "  Downloading $name (1 MB)"; done
 while [ ! -e {go} ]; do sleep 0.05; done
 . {go}
@@ -44,12 +47,14 @@ class SetUp:
         deadline = time.monotonic() + seconds
         while not re.search(pattern, self.said):
             assert select.select([self._output], [], [], max(0, deadline - time.monotonic()))[0], self.said
-            try:
-                part = os.read(self._output, 65536)
-            except OSError:  # how a terminal without its other side ends
-                part = b""
+            part = os.read(self._output, 65536)
             assert part, self.said
-            self.said += part.decode().replace("\r\n", "\n")
+            self.said += part.decode()
+
+    def terminate(self) -> int:
+        """End the set-up itself, pip or no pip; its status."""
+        self._process.terminate()
+        return self._process.wait(20)
 
     def end(self, script: str) -> int:
         """Let pip end so; the status of the set-up."""
@@ -64,7 +69,7 @@ def set_up(directory: Path) -> Iterator[SetUp]:
     venv, go = directory / "venv", directory / "go"
     (venv / "bin").mkdir(parents=True)
     python = venv / "bin" / "python"
-    python.write_text(PIP.format(python=sys.executable, go=go))
+    python.write_text(PIP.format(python=sys.executable, go=go, pid=venv / "pip.pid"))
     python.chmod(0o755)
     ours, theirs = os.pipe()
     process = subprocess.Popen(
@@ -98,6 +103,24 @@ def test_without_a_terminal_a_failure_is_told_at_once_and_counts_no_further(tmp_
             r"downloaded\)\nERROR: no such file\n\nmake: the packages of requirements-demo\.lock could not", made.said
         )
     assert not (tmp_path / "venv" / ".installed-demo").exists()
+
+
+def test_a_set_up_that_is_ended_leaves_no_pip_behind(tmp_path: Path) -> None:
+    with set_up(tmp_path) as made:
+        pid = tmp_path / "venv" / "pip.pid"
+        until(pid.exists, timeout=20, what="pip")
+        number = int(pid.read_text())
+        assert made.terminate() == 143
+        until(lambda: not alive(number), timeout=20, what="the end of pip")
+    assert not (tmp_path / "venv" / ".installed-demo").exists()
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(("level", "megabytes"), [("demo", 60), ("dev", 140)])
