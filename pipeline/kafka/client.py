@@ -83,6 +83,8 @@ def group_consumer(settings: KafkaSettings, role: str) -> AIOKafkaConsumer:
         max_poll_interval_ms=int(settings.max_poll_interval * 1000),
         rebalance_timeout_ms=int(settings.rebalance_timeout * 1000),
         max_partition_fetch_bytes=int(settings.fetch_bytes),
+        # Partitions that were not known when the group was formed are taken within half a minute, not five.
+        metadata_max_age_ms=30_000,
     )
 
 
