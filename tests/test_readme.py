@@ -23,6 +23,7 @@ from pipeline.messages.contracts import DECIDE_REQUEST, DECIDE_RESULT, schemas_d
 from pipeline.messages.decide import parse_decide_request
 from pipeline.metrics import Metrics
 from pipeline.project import compile_datafile
+from pipeline.sandbox.project_data import PRODUCTION, datafiles
 from pipeline.settings import load_settings
 from tests.readme import current
 
@@ -224,23 +225,33 @@ def requests_shown() -> Iterator[dict[str, Any]]:
                 if key is not None
             }
     (java,) = blocks("java", title)
-    yield from (json.loads(found.replace('\\"', '"')) for found in re.findall(r'"(\{.*\})"', java))
+    yield from (json.loads(found) for found in re.findall(r'"""\n *(\{.*\})"""', java))
 
 
-def test_the_requests_shown_are_decided_by_the_datafile_shown() -> None:
-    (script,) = blocks("sh", "Deciding offline")
-    project = compile_datafile(script.split("<<'EOF'\n")[1].split("\nEOF\n")[0].encode())
+def test_the_requests_shown_are_decided_by_the_demo_s_project() -> None:
+    project = compile_datafile(datafiles("https://odp.example")[PRODUCTION])
     shown = list(requests_shown())
     assert len(shown) == 3
     for document in shown:
         request = parse_decide_request(json.dumps(document).encode(), max_bytes=1024)
         assert request.error is None
         assert set(document) <= set(DECIDE_REQUEST.schema["properties"])
+        assert document["sdkKey"] == PRODUCTION
         assert [key for key in request.keys if key not in project.flags] == []
 
 
+def test_the_request_shown_for_a_worker_of_one_s_own_is_decided_by_the_datafile_shown() -> None:
+    (script,) = blocks("sh", "Deciding offline")
+    project = compile_datafile(script.split("<<'EOF'\n")[1].split("\nEOF\n")[0].encode())
+    (shown,) = blocks("json", "A worker of your own")
+    request = parse_decide_request(shown.encode(), max_bytes=1024)
+    assert request.error is None
+    assert set(json.loads(shown)) <= set(DECIDE_REQUEST.schema["properties"])
+    assert [key for key in request.keys if key not in project.flags] == []
+
+
 def test_the_settings_shown_are_accepted(tmp_path: Path) -> None:
-    exports = dict(re.findall(r"^export (PIPELINE_\w+)=(\S+)", blocks("sh", "Your first request")[0], re.MULTILINE))
+    exports = dict(re.findall(r"^export (PIPELINE_\w+)=(\S+)", blocks("sh", "A worker of your own")[0], re.MULTILINE))
     assert load_settings(exports).optimizely.sdk_keys == ("shopExample01",)
     (document,) = blocks("yaml", "Operations")
     file = tmp_path / "settings.yaml"

@@ -54,6 +54,8 @@ class Plan:
 
 def run_demo(plan: Plan) -> int:
     """Run it; the exit code. Raises StartFailed with what to do."""
+    if plan.json_file is not None:
+        _try_to_write(plan.json_file)
     with display() as shown:
         try:
             return _run(plan, shown)
@@ -104,8 +106,26 @@ def _account_for(plan: Plan, parts: Parts, shown: Display) -> Figures:
     if faults:
         shown.step(f"\nThe end of the worker's log:\n{parts.worker.log_tail()}")
     if plan.json_file is not None:
-        plan.json_file.write_bytes(orjson.dumps(written, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
+        _write(plan.json_file, written)
     return written
+
+
+def _try_to_write(file: Path) -> None:
+    """Before anything is started: a mistyped path must not cost a whole run. An existing file stays as it is."""
+    new = not file.exists()
+    try:
+        file.open("ab").close()
+    except OSError as error:
+        raise StartFailed(f"--json {file} cannot be written: {error.strerror}") from error
+    if new:
+        file.unlink()
+
+
+def _write(file: Path, written: Figures) -> None:
+    try:
+        file.write_bytes(orjson.dumps(written, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
+    except OSError as error:
+        raise StartFailed(f"the figures are above; --json {file} could not be written: {error.strerror}") from error
 
 
 def _in_loop(coroutine: Coroutine[Any, Any, _Outcome]) -> _Outcome:

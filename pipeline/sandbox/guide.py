@@ -35,7 +35,7 @@ print(json.dumps(asyncio.run(asyncio.wait_for(main(), 30)), indent=2))
 END"""
 _KCAT = """printf '{user}\\t{request}\\n' |
   kcat -P -b {bootstrap_servers} -t {requests} -K '\\t' -X partitioner=murmur2_random
-kcat -C -b {bootstrap_servers} -t {results} -o -3 -e -q -f '%p %k %s\\n'"""
+kcat -C -b {bootstrap_servers} -t {results} -o -100 -e -q -f '%p %k %s\\n' | grep {request_id}"""
 
 
 def command(*arguments: str) -> str:
@@ -55,7 +55,7 @@ def example(bootstrap_servers: str, topics: Mapping[str, str]) -> str:
 
 
 def example_for_kcat(bootstrap_servers: str, topics: Mapping[str, str]) -> str:
-    """The same for kcat: a request, then the newest results."""
+    """The same for kcat: a request, then its answer among the newest results."""
     return _KCAT.format(**_names(bootstrap_servers, topics))
 
 
@@ -73,4 +73,5 @@ def _names(bootstrap_servers: str, topics: Mapping[str, str]) -> dict[str, str]:
         "results": topics["decide_results"],
         "user": user_id(42),
         "request": json.dumps(request),
+        "request_id": REQUEST_ID,
     }

@@ -84,3 +84,9 @@ def paste_example(said: str) -> dict[str, Any]:
     answer: dict[str, Any] = json.loads(done.stdout)
     assert answer["requestId"] == "my-first-request"
     return answer
+
+
+def example_for_kcat(said: str) -> str:
+    """The commands for kcat that were printed."""
+    begin = said.index("\nprintf ") + 1
+    return said[begin : said.index("\n", said.index("\nkcat -C", begin) + 1) + 1]

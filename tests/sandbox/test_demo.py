@@ -14,6 +14,7 @@ import orjson
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
+from pipeline.errors import StartFailed
 from pipeline.sandbox import demo
 from pipeline.sandbox.account import Account
 from pipeline.sandbox.demo import Plan, run_demo
@@ -111,6 +112,23 @@ def test_another_outcome_than_expected_is_a_failure(
     assert "19 records with another outcome than expected" in said
     assert "worker stopped" in said, "the end of the worker's log is shown"
     assert orjson.loads(file.read_bytes())["closed"] is False
+
+
+@pytest.mark.parametrize(("place", "why"), [("missing/figures", "No such file or directory"), (".", "Is a directory")])
+def test_a_file_that_cannot_be_written_is_told_before_anything_starts(place: str, why: str, tmp_path: Path) -> None:
+    file = tmp_path / place
+    with pytest.raises(StartFailed, match=rf"^--json {re.escape(str(file))} cannot be written: {why}$"):
+        run_demo(Plan(json_file=file, bootstrap_servers="127.0.0.1:1"))
+
+
+def test_an_attempt_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    old.write_bytes(b"the figures of the run before")
+    for file in (new, old):
+        with pytest.raises(StartFailed, match=r"^`pipeline topics create` failed"):
+            run_demo(Plan(json_file=file, bootstrap_servers="127.0.0.1:1"))
+    assert old.read_bytes() == b"the figures of the run before"
+    assert not new.exists()
 
 
 class _NoWorker:
