@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ import orjson
 import pytest
 import yaml
 
+from pipeline.messages import words
+from pipeline.messages.dead_letters import REASONS
 from pipeline.messages.decide import PARSING_FAILED, SDK_KEY_MALFORMED
+from pipeline.messages.delivery import RESULT_SOURCE_HEADER
 from pipeline.settings import ROLES, Settings
-from tests.messages.examples import SCHEMAS
+from tests.messages.examples import SCHEMAS, closed
+from tests.messages.reasons import TOPICS, reasons
 
 DOCUMENT: dict[str, Any] = yaml.safe_load((SCHEMAS / "asyncapi.yaml").read_text("utf-8"))
 MESSAGES: dict[str, Any] = DOCUMENT["components"]["messages"]
@@ -74,10 +79,15 @@ def test_the_examples_of_a_message_are_valid(name: str) -> None:
     payload, headers = inlined(message["payload"]), inlined(message["headers"])
     assert message["examples"]
     for example in message["examples"]:
-        assert jsonschema_rs.is_valid(payload, example["payload"]), example["name"]
+        # Nothing in them is undescribed: a property that the worker would ignore helps nobody.
+        assert jsonschema_rs.is_valid(closed(payload), example["payload"]), example["name"]
         # Only the headers of a result and of a dead letter are required.
         if "headers" in example or "required" in headers:
-            assert jsonschema_rs.is_valid(headers, example["headers"]), example["name"]
+            assert jsonschema_rs.is_valid(closed(headers), example["headers"]), example["name"]
+
+
+def test_every_result_has_the_header_that_a_reader_tells_it_by() -> None:
+    assert MESSAGES["decideResult"]["headers"]["required"] == [RESULT_SOURCE_HEADER]
 
 
 @pytest.mark.parametrize("name", MESSAGES)
@@ -115,7 +125,44 @@ def test_each_role_reads_with_its_own_group() -> None:
     assert groups == {f"{Settings().kafka.group_id}.{role}" for role in ROLES}
 
 
+def spans(text: str) -> set[str]:
+    return set(re.findall(r"`([^`]+)`", " ".join(text.split())))
+
+
+def strings(node: object) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from strings(inner)
+
+
+ANY_RECORD = {"undecodable", "crashed_worker"}
+
+
+@pytest.mark.parametrize(("name", "topic"), list(zip(PAYLOADS, TOPICS, strict=True)))
+def test_a_message_names_the_dead_letters_it_may_become(name: str, topic: str) -> None:
+    possible = {reason for reason, topics in reasons().items() if topic in topics}
+    assert possible >= ANY_RECORD
+    named = {span for span in spans(MESSAGES[name]["description"]) if re.fullmatch(r"[a-z]+(_[a-z]+)*", span)}
+    assert named - {RESULT_SOURCE_HEADER} == possible - ANY_RECORD
+
+
+def test_the_dead_letters_that_any_record_may_become_are_named_once_for_all() -> None:
+    assert spans(DOCUMENT["info"]["description"]) & set(REASONS) == ANY_RECORD
+
+
 def test_the_errors_a_sender_may_meet_are_named() -> None:
-    description = MESSAGES["decideRequest"]["description"].replace("\n", " ")
-    for error in (PARSING_FAILED, SDK_KEY_MALFORMED, "invalid option: X"):
-        assert f"`{error}`" in description
+    named = {span for span in spans(MESSAGES["decideRequest"]["description"]) if " " in span}
+    assert named == {
+        PARSING_FAILED, SDK_KEY_MALFORMED, "invalid option: X", words.EXPIRED, words.FETCH_FAILED,
+        words.SDK_KEY_MISSING, words.UNKNOWN_KEY,
+    }  # fmt: skip
+
+
+def test_an_error_that_is_quoted_is_one_that_is_given() -> None:
+    texts = [*strings(DOCUMENT), *strings([orjson.loads(path.read_bytes()) for path in SCHEMAS.glob("*.schema.json")])]
+    # More than one word in lower case, without a property or a header in it: an error.
+    quoted = {span for text in texts for span in spans(text) if re.fullmatch(r"[a-z]+ [a-z: <>A-Z]+", span)}
+    given = {PARSING_FAILED, SDK_KEY_MALFORMED, words.EXPIRED, words.FETCH_FAILED, words.UNKNOWN_KEY}
+    assert quoted <= given | {"invalid option: X", "invalid option: <option>", "everyone else"}
+    assert len(quoted) > 4

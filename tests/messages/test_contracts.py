@@ -11,11 +11,16 @@ import jsonschema_rs
 import orjson
 import pytest
 
+from pipeline.decision import Facts, answer, failure
 from pipeline.errors import Rejected
 from pipeline.messages import contracts
 from pipeline.messages.contracts import MAX_NESTING, read_object, too_deep
+from pipeline.messages.decide import parse_decide_request
+from pipeline.project import compile_datafile
+from pipeline.sandbox.project_data import PRODUCTION, datafiles, segments_of, user_id
 from pipeline.settings import SDK_KEY_PATTERN
-from tests.messages.examples import CONTRACTS, MAX_BYTES, SCHEMAS, files, nested
+from tests.messages.examples import CONTRACTS, MAX_BYTES, SCHEMAS, closed, document, faults, files, nested
+from tests.messages.faults import FAULTS
 
 NAMES = sorted(CONTRACTS)
 EXAMPLES = [
@@ -24,6 +29,9 @@ EXAMPLES = [
     for kind in ("valid", "invalid")
     for name, path in files(kind, message).items()
 ]
+IGNORED = "unknown-property-is-ignored"
+# Written in every result, and still not promised: a reader must do without.
+NOT_PROMISED = {"$: sdkKey", "$: revision", "impressions: cmabUuid", "attributes: type"}
 LATER_DRAFT = "https://json-schema.org/draft/2020-12/schema"
 # Keywords that mean the same in draft-07, which AsyncAPI speaks, and in 2020-12.
 COMMON = {
@@ -69,6 +77,62 @@ def test_an_example_is_what_its_folder_says(message: str, kind: str, path: Path)
     assert contract.is_valid(example) == (kind == "valid"), contract.first_fault(example)
     assert later_draft.is_valid(example) == (kind == "valid")
     assert bool(contract.first_fault(example)) == (kind == "invalid")
+
+
+@pytest.mark.parametrize("message", NAMES)
+def test_an_invalid_example_has_the_fault_that_its_name_says_and_no_other(message: str) -> None:
+    contract = CONTRACTS[message]
+    assert {name: faults(contract, document("invalid", message, name)) for name in files("invalid", message)} == FAULTS[
+        message
+    ]
+
+
+@pytest.mark.parametrize("message", ["decide-request", "track-event", "odp-event"])
+def test_only_the_example_of_an_unknown_property_has_one(message: str) -> None:
+    whole = jsonschema_rs.Draft7Validator(closed(CONTRACTS[message].schema))
+    assert [name for name in files("valid", message) if not whole.is_valid(document("valid", message, name))] == [
+        IGNORED
+    ]
+
+
+def real_results() -> Iterator[dict[str, Any]]:
+    """What the worker answers: decisions of many kinds, and errors."""
+    project = compile_datafile(datafiles("https://odp.example")[PRODUCTION])
+    for number in range(1, 200):
+        user = user_id(number)
+        attributes = {"plan": ("free", "pro")[number % 2], "country": ("SI", "DE", "US")[number % 3], "age": number}
+        options = [["EXCLUDE_VARIABLES"], ["INCLUDE_REASONS"], ["DISABLE_DECISION_EVENT"], []][number % 4]
+        request = parse_decide_request(
+            orjson.dumps({"userId": user, "userAttributes": attributes, "decideOptions": options}), max_bytes=MAX_BYTES
+        )
+        facts = Facts(segments=frozenset(segments_of(user) or ()))
+        yield orjson.loads(answer(project, request, facts, source=f"t-0-{number}", timestamp=number))
+        yield orjson.loads(failure(request, "request expired", source=f"t-0-{number}", timestamp=-1, revision=None))
+
+
+def test_what_every_result_holds_is_promised_and_nothing_else() -> None:
+    seen: dict[str, list[dict[str, Any]]] = {"$": []}
+    for result in real_results():
+        assert contracts.DECIDE_RESULT.is_valid(result)
+        assert jsonschema_rs.is_valid(closed(contracts.DECIDE_RESULT.schema), result)
+        tracking = result.get("tracking")
+        for name, objects in {
+            "$": [result],
+            "decisions": result["decisions"],
+            "userContext": [decision["userContext"] for decision in result["decisions"]],
+            "tracking": [tracking] if tracking else [],
+            "impressions": tracking["impressions"] if tracking else [],
+            "attributes": tracking["attributes"] if tracking else [],
+        }.items():
+            seen.setdefault(name, []).extend(objects)
+    always = {f"{name}: {key}" for name, all_of in seen.items() for key in set.intersection(*map(set, all_of))}
+    required = {
+        f"{where.removesuffix('/items').rpartition('/')[2] or '$'}: {key}"
+        for where, inner in subschemas(contracts.DECIDE_RESULT.schema)
+        if not where.startswith(("/if", "/then"))
+        for key in inner.get("required", ())
+    }
+    assert required == always - NOT_PROMISED
 
 
 @pytest.mark.parametrize("name", NAMES)
