@@ -23,7 +23,8 @@ from aiokafka.errors import IllegalStateError, KafkaError, NoOffsetForPartitionE
 from pipeline.kafka.commits import Commits
 from pipeline.kafka.dead_letters import DeadLetters
 from pipeline.kafka.lease import Lease
-from pipeline.kafka.partition import Handler, InFlight, Opening, Partition
+from pipeline.kafka.openings import Openings
+from pipeline.kafka.partition import Handler, InFlight, Partition
 from pipeline.kafka.poll import Record, poll
 from pipeline.kafka.sink import Fail, Sink
 from pipeline.kafka.takeover import Takeover
@@ -36,7 +37,6 @@ log = structlog.get_logger("pipeline.consumer")
 
 _POLL_MS = 100
 _RETRY_SECONDS = 0.5
-_OPENING_TRIES = 20
 # Asking a partition that does not exist brings nothing and costs nothing, but it is a poll: the member stays in its
 # group, and what was prefetched of the full partitions is kept (`pause` would throw it away).
 _NOWHERE = TopicPartition("", -1)
@@ -93,9 +93,13 @@ class GroupConsumer(ConsumerRebalanceListener):
         self._lease.on_renewal = self._wake.set
         self._watch = Watch(role.name, role.topics, metrics=metrics)
         self._commits = Commits(consumer, watch=self._watch)
+        self._openings = Openings(
+            role.name, consumer=consumer, takeover=takeover, results=results, commits=self._commits
+        )
         self.polled_at = time.monotonic()
         self.assigned = asyncio.Event()
-        """Set once partitions were assigned and opened for the first time (there may be none for this member)."""
+        """Set once partitions were assigned and opened for the first time (there may be none for this member, and a
+        blocked one is not waited for)."""
 
     @property
     def partitions(self) -> Collection[Partition]:
@@ -239,62 +243,21 @@ class GroupConsumer(ConsumerRebalanceListener):
         self._opening = asyncio.create_task(self._guarded(self._open), name=f"{self.role.name} opening")
 
     def _owned(self, tp: TopicPartition) -> Partition:
-        blocked = self._results is not None and tp.partition >= self._results.partitions
-        partition = Partition(
+        return Partition(
             tp,
             handler=self.role.handler(tp.topic),
             dead_letters=self._dead_letters,
-            lane=None if self._results is None or blocked else self._results.lane(tp.partition),
+            lane=None if self._results is None else self._results.lane(tp.partition),
             window=self.role.window,
             settled=functools.partial(self._settled, tp.topic),
         )
-        if blocked and self._results is not None:
-            partition.blocked = True
-            log.error(
-                "a results topic needs at least as many partitions as its requests: this partition waits",
-                topic=tp.topic, partition=tp.partition,
-                results=self._results.topic, partitions=self._results.partitions,
-            )  # fmt: skip
-        return partition
 
     async def _open(self) -> None:
-        todo = [tp for tp, partition in self._partitions.items() if not partition.blocked]
-        openings = await self._openings(todo) if todo else {}
-        for tp, opening in openings.items():
-            self._consumer.seek(tp, opening.position)
-            self._partitions[tp].begin(opening)
-        # Before the first record is touched: should it kill the process, the next owner counts that.
-        await self._commits.write(self._partitions)
-        for tp, opening in openings.items():
-            self._consumer.resume(tp)
-            self._partitions[tp].open = True
-            if self._partitions[tp].one_at_a_time:
-                log.warning(
-                    "its owners died one after the other: records go one at a time until the one at fault is found",
-                    role=self.role.name, topic=tp.topic, partition=tp.partition,
-                )  # fmt: skip
-            log.info(
-                "partition opened", role=self.role.name, topic=tp.topic, partition=tp.partition,
-                position=opening.position, floor=opening.scan_floor, recovered=len(opening.recovered or ()),
-            )  # fmt: skip
+        await self._openings.open(dict(self._partitions), self._opened)
+
+    def _opened(self) -> None:
         self.assigned.set()
         self._wake.set()
-
-    async def _openings(self, partitions: list[TopicPartition]) -> dict[TopicPartition, Opening]:
-        """Where to begin. An outage of the broker is waited out; a scan that cannot be made ends the process."""
-        failures = 0
-        while True:
-            try:
-                return await self._takeover.open(partitions)
-            except (KafkaError, TimeoutError) as error:
-                failures += 1
-                patient = isinstance(error, KafkaError) and error.retriable
-                if not patient and failures >= _OPENING_TRIES:
-                    raise
-                if failures == 1 or failures % _OPENING_TRIES == 0:
-                    reason = type(error).__name__
-                    log.warning("opening partitions failed, trying again", role=self.role.name, reason=reason)
-                await asyncio.sleep(_RETRY_SECONDS)
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         if not revoked:

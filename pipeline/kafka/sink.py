@@ -165,6 +165,7 @@ class Sink:
         self.producer = producer
         self.topic = topic
         self.partitions = partitions
+        """As many as are known: a topic may have grown since."""
         self.fail = fail
         self.lease = lease
         self.written = metrics.records_produced.labels(topic)

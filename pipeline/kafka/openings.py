@@ -1,0 +1,138 @@
+"""From assigned to read: each partition gets its position, what was published of it, a first commit, and is resumed.
+
+A partition beyond the end of the results topic is blocked until the broker has a results partition of its number, and
+is opened then as any other. `consumer.py` runs this in one task for each assignment and ends the task before it gives
+the partitions back, so nothing is opened or resumed that is not owned any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from pipeline.kafka.commits import Commits
+from pipeline.kafka.partition import Opening, Partition
+from pipeline.kafka.sink import Sink
+from pipeline.kafka.takeover import Takeover
+
+log = structlog.get_logger("pipeline.consumer")
+
+_RETRY_SECONDS = 0.5
+_TRIES = 20
+# While a partition is blocked, the broker is asked so often whether it still must be: one small request.
+_LOOK_AGAIN_SECONDS = 5.0
+
+_Partitions = Mapping[TopicPartition, Partition]
+
+
+class Openings:
+    """The openings of one role's partitions. `results` is None for a role that publishes nothing."""
+
+    def __init__(
+        self, role: str, *, consumer: AIOKafkaConsumer, takeover: Takeover, results: Sink | None, commits: Commits
+    ) -> None:
+        self._role = role
+        self._consumer = consumer
+        self._takeover = takeover
+        self._results = results
+        self._commits = commits
+        self._unanswered = False
+
+    async def open(self, partitions: _Partitions, opened: Callable[[], None]) -> None:
+        """Open all of them; returns when none is blocked any more. `opened` is called each time that some can be read.
+
+        Those that wait for nothing are not held up by the others. Raises what a scan that cannot be made raises.
+        """
+        beyond = self._beyond(partitions)
+        await self._open({tp: partition for tp, partition in partitions.items() if tp not in beyond})
+        opened()
+        while beyond:
+            if await self._counted():
+                beyond = await self._unblock(beyond, opened)
+            if beyond:
+                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+
+    def _beyond(self, partitions: _Partitions) -> dict[TopicPartition, Partition]:
+        """Those without a results partition of their number, as far as is known."""
+        if self._results is None:
+            return {}
+        known = self._results.partitions
+        return {tp: partition for tp, partition in partitions.items() if tp.partition >= known}
+
+    async def _counted(self) -> bool:
+        """Ask how many partitions the results topic has now; False if nobody answers.
+
+        It may have grown since this process started. A broker that has not heard of that yet takes nothing back.
+        """
+        assert self._results is not None
+        try:
+            found = await self._takeover.results_partitions()
+        except (KafkaError, TimeoutError) as error:
+            if not self._unanswered:
+                reason = type(error).__name__
+                log.warning("results partitions cannot be counted, trying again", role=self._role, reason=reason)
+            self._unanswered = True
+            return False
+        self._unanswered = False
+        self._results.partitions = max(self._results.partitions, found)
+        return True
+
+    async def _unblock(self, partitions: _Partitions, opened: Callable[[], None]) -> dict[TopicPartition, Partition]:
+        """Open those that need not wait any more; returns the others, which are blocked."""
+        assert self._results is not None
+        left = self._beyond(partitions)
+        for tp, partition in partitions.items():
+            what = {"topic": tp.topic, "partition": tp.partition}
+            where = {"results": self._results.topic, "partitions": self._results.partitions}
+            if tp in left and not partition.blocked:
+                log.error(
+                    "a results topic needs at least as many partitions as its requests: this partition waits",
+                    **what, **where,
+                )  # fmt: skip
+            elif partition.blocked and tp not in left:
+                log.info("the results topic has grown: this partition waits no longer", **what, **where)
+            partition.blocked = tp in left
+        if len(left) < len(partitions):
+            await self._open({tp: partition for tp, partition in partitions.items() if tp not in left})
+            opened()
+        return left
+
+    async def _open(self, partitions: _Partitions) -> None:
+        openings = await self._found(partitions) if partitions else {}
+        for tp, opening in openings.items():
+            self._consumer.seek(tp, opening.position)
+            partitions[tp].begin(opening)
+        # Before the first record is touched: should it kill the process, the next owner counts that.
+        await self._commits.write(partitions)
+        for tp, opening in openings.items():
+            self._consumer.resume(tp)
+            partitions[tp].open = True
+            if partitions[tp].one_at_a_time:
+                log.warning(
+                    "its owners died one after the other: records go one at a time until the one at fault is found",
+                    role=self._role, topic=tp.topic, partition=tp.partition,
+                )  # fmt: skip
+            log.info(
+                "partition opened", role=self._role, topic=tp.topic, partition=tp.partition,
+                position=opening.position, floor=opening.scan_floor, recovered=len(opening.recovered or ()),
+            )  # fmt: skip
+
+    async def _found(self, partitions: _Partitions) -> dict[TopicPartition, Opening]:
+        """Where to begin. An outage of the broker is waited out; a scan that cannot be made ends the process."""
+        failures = 0
+        while True:
+            try:
+                return await self._takeover.open(partitions.keys())
+            except (KafkaError, TimeoutError) as error:
+                failures += 1
+                patient = isinstance(error, KafkaError) and error.retriable
+                if not patient and failures >= _TRIES:
+                    raise
+                if failures == 1 or failures % _TRIES == 0:
+                    reason = type(error).__name__
+                    log.warning("opening partitions failed, trying again", role=self._role, reason=reason)
+                await asyncio.sleep(_RETRY_SECONDS)
