@@ -39,8 +39,8 @@ class DatafileRefused(PipelineError):
 class Rejected(PipelineError):
     """A record that can never be processed.
 
-    `reason` is one of a small fixed set (it is a metric label and a header); `detail` is for people and never quotes
-    the record's values, which may be personal.
+    `reason` is one of a small fixed set (it is a metric label and a header); `detail` is for people and in our words
+    never quotes the record's values, which may be personal. What a service answered may, and follows them.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:

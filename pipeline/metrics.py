@@ -6,7 +6,7 @@ a label. Names carry their unit; counters end in `_total`.
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _USERS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -28,6 +28,9 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"decision_pipeline_{name}", text, labels, registry=registry, buckets=buckets)
 
+        # Memory, CPU, start time and open files of the process, by the names that all programs have for them (Linux).
+        ProcessCollector(registry=registry)
+
         # Kafka: what comes in, what is under way, what goes out
         self.records_consumed = counter("records_consumed_total", "Records taken from a topic.", "role", "topic")
         self.records_settled = counter("records_settled_total", "Records whose effect is durable.", "role", "topic")
@@ -42,7 +45,7 @@ class Metrics:
         )
         self.lag_seconds = gauge(
             "lag_seconds",
-            "Age of the oldest record not yet settled in an owned partition; 0 when there is none.",
+            "Age of the oldest record taken and not settled; 0 when none is, whatever still waits: see lag_records.",
             "role", "topic", "partition",
         )  # fmt: skip
         self.partitions_owned = gauge("partitions_owned", "Partitions owned by this process.", "role")

@@ -78,7 +78,7 @@ class KafkaSettings(Section):
     )
     client_id: str = Field("decision-pipeline", description="Name of the client in the broker's logs and quotas.")
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        "PLAINTEXT", description="How the broker is spoken to."
+        "PLAINTEXT", description="Protocol to the broker: TLS or not, password or not."
     )
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
         "SCRAM-SHA-512", description="Used with SASL_PLAINTEXT and SASL_SSL."
@@ -96,7 +96,7 @@ class KafkaSettings(Section):
     max_poll_interval: Seconds = Field(300, description="A member that polls less often leaves its group.")
     rebalance_timeout: Seconds = Field(
         60,
-        description="How long the group waits for a member to give its partitions back; at least the drain's deadline.",
+        description="How long the group waits for a member's partitions; at least `PIPELINE_OPS__DRAIN` + 15 s.",
     )
     request_timeout: Seconds = Field(
         20, description="How long one request to the broker may take before it is repeated."
@@ -287,16 +287,16 @@ class Settings(Section):
         mistakes = []
         if self.kafka.rebalance_timeout < self.ops.drain + _HANDOVER_MARGIN:
             mistakes.append(
-                f"kafka.rebalance_timeout must be at least {_HANDOVER_MARGIN:g} s more than ops.drain: partitions are "
-                "drained and committed before they are given back"
+                f"{PREFIX}KAFKA__REBALANCE_TIMEOUT: must be at least {_HANDOVER_MARGIN:g} s more than "
+                f"{PREFIX}OPS__DRAIN: partitions are drained and committed before they are given back"
             )
         if len(set(self.roles)) != len(self.roles):
-            mistakes.append("roles holds a role twice")
+            mistakes.append(f"{PREFIX}ROLES: holds a role twice")
         names = [value for _, value in self.topics if isinstance(value, str)]
         if len(set(names)) != len(names):
-            mistakes.append("topics: two of them have one name")
+            mistakes.append(f"{PREFIX}TOPICS: two of them have one name")
         if mistakes:
-            raise ValueError("; ".join(mistakes))
+            raise ValueError("\n".join(mistakes))
         return self
 
 
@@ -341,13 +341,14 @@ def _mistakes(error: ValidationError) -> list[str]:
     found = []
     for item in error.errors(include_url=False, include_input=False):
         path = [str(part) for part in item["loc"]]
-        name = PREFIX + "__".join(path[:2]).upper() if path else "settings"
+        name = PREFIX + "__".join(path[:2]).upper()
         text = item["msg"].removeprefix("Value error, ")
         if item["type"] == "string_pattern_mismatch":
             text = _LOOKS.get(item["ctx"]["pattern"], text)
         if item["type"] == "extra_forbidden":
             text = "no such setting (see `pipeline check-config`)"
-        found.append(f"{name}: {text}")
+        # What does not fit together across sections names its settings itself.
+        found += [f"{name}: {text}"] if path else text.splitlines()
     return found
 
 

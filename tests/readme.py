@@ -1,4 +1,5 @@
-"""The tables of README.md, made from the settings and the metrics themselves, so that they cannot be out of date.
+"""The tables of README.md, made from the settings, the metrics, the alerts and the limits themselves, so that they
+cannot be out of date.
 
 `python -m tests.readme` writes them between their markers; with `--check` it only says whether they are current and
 ends with 1 if they are not (part of `make check`).
@@ -8,21 +9,36 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import json
+import math
 import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
+import yaml
 from prometheus_client import CollectorRegistry
-from pydantic import BaseModel, ByteSize
+from pydantic import BaseModel, ByteSize, SecretStr
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from pipeline.messages.contracts import DECIDE_REQUEST, MAX_NESTING
 from pipeline.metrics import Metrics
+from pipeline.odp.events import MAX_BYTES as ODP_EVENTS_BYTES
 from pipeline.settings import CONFIG_FILE, PREFIX, Settings
+from pipeline.transport import MAX_ANSWER_BYTES, Transport
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RULES = ROOT / "k8s" / "rules" / "decision-pipeline.rules.yml"
+# What a value is, by its type; durations are the only numbers that are not whole.
+_KINDS: dict[Any, str] = {
+    str: "text", SecretStr: "secret text", Path: "file", bool: "`true`, `false`", float: "seconds", int: "number",
+    ByteSize: "bytes",
+}  # fmt: skip
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -43,16 +59,33 @@ def _default(value: Any) -> str:
     return f"`{value}`"
 
 
+def _value(field: FieldInfo) -> str:
+    """What may stand there: a unit, the words allowed, the least and the most."""
+    kind = field.annotation
+    if isinstance(kind, UnionType):
+        (kind,) = (one for one in get_args(kind) if one is not type(None))
+    if get_origin(kind) is tuple:
+        words = [word for one in get_args(kind) if get_origin(one) is Literal for word in get_args(one)]
+        return f"list of {', '.join(f'`{word}`' for word in words) or 'text'}"
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{word}`" for word in get_args(kind))
+    least = [getattr(bound, "ge", None) for bound in field.metadata]
+    most = next((bound.le for bound in field.metadata if getattr(bound, "le", None) is not None), None)
+    if kind is int and most is not None:
+        return f"{next((one for one in least if one is not None), 1):,} to {most:,}"
+    return _KINDS[kind]
+
+
 def _section_of(annotation: Any) -> type[BaseModel] | None:
     kinds = [annotation, *get_args(annotation)]
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
-def _setting_rows(model: type[BaseModel], path: str) -> Iterable[tuple[str, str, str]]:
+def _setting_rows(model: type[BaseModel], path: str) -> Iterable[tuple[str, ...]]:
     for name, field in model.model_fields.items():
         section = _section_of(field.annotation)
         if section is None:
-            yield f"`{path}{name.upper()}`", _default(field.default), field.description or ""
+            yield f"`{path}{name.upper()}`", _value(field), _default(field.default), field.description or ""
     for name, field in model.model_fields.items():
         section = _section_of(field.annotation)
         if section is not None:
@@ -60,9 +93,10 @@ def _setting_rows(model: type[BaseModel], path: str) -> Iterable[tuple[str, str,
 
 
 def settings_table() -> str:
-    """Every setting: its name in the environment, its default, its description."""
-    file = (f"`{CONFIG_FILE}`", "", "YAML file with the same names as sections; the environment goes first.")
-    return _table(("Setting", "Default", "Meaning"), [file, *_setting_rows(Settings, PREFIX)])
+    """Every setting: its name in the environment, what it may be, its default, its description."""
+    meaning = "The same names as sections, in YAML; the environment takes precedence."
+    file = (f"`{CONFIG_FILE}`", "file", "", meaning)
+    return _table(("Setting", "Value", "Default", "Meaning"), [file, *_setting_rows(Settings, PREFIX)])
 
 
 def metrics_table() -> str:
@@ -79,9 +113,89 @@ def metrics_table() -> str:
     return _table(("Metric", "Kind", "Labels", "Meaning"), rows)
 
 
+def alerts_table() -> str:
+    """Every alert: its name, how urgent it is, from when it fires, what to do. In words; the rules have the queries."""
+    rows = []
+    for group in yaml.safe_load(RULES.read_text("utf-8"))["groups"]:
+        for alert in group["rules"]:
+            said = [_in_words(alert["annotations"][part], alert["expr"]) for part in ("summary", "description")]
+            after = str(alert.get("for", "at once")).replace("m", " min").replace("h", " h")
+            rows.append((f"`{alert['alert']}`", f"{alert['labels']['severity']}, {after}", *said))
+    return _table(("Alert", "Severity, after", "Fires when", "What it means, what to do"), rows)
+
+
+def _in_words(template: str, expr: str) -> str:
+    """An annotation with the labels' names for the labels, and the threshold for the value."""
+    text = re.sub(r"\{\{ with .*?\{\{ end \}\}", "", template)
+    text = re.sub(r"\{\{ \$labels\.(\w+) \}\}", r"*\1*", text)
+    bounds = {math.prod(map(float, found.split(" * "))) for found in re.findall(r"> ([\d.]+(?: \* [\d.]+)*)", expr)}
+    bound = bounds.pop() if len(bounds) == 1 else None
+    text = re.sub(r"\{\{ \$value(?: \| (\w+))? \}\}", lambda found: _over(bound, found[1]), text)
+    text = re.sub(r"(?<!`)\b((?:PIPELINE|decision_pipeline)_\w+)", r"`\1`", text)
+    assert "{{" not in text, f"a template that nobody renders here: {text}"
+    return text[0].upper() + text[1:]
+
+
+def _over(bound: float | None, form: str | None) -> str:
+    if bound is None:
+        return "*n*"
+    if form == "humanizePercentage":
+        return f"more than {bound * 100:g} %"
+    if form == "humanizeDuration":
+        seconds, unit = next(one for one in ((86400, "days"), (60, "min"), (1, "s")) if bound >= one[0])
+        return f"more than {bound / seconds:g} {unit}"
+    return f"more than {bound:g}" if bound else "some"
+
+
+def limits_table() -> str:
+    """The bounds that somebody may meet, and whose each is."""
+    defaults = Settings()
+    kafka, odp, logx = defaults.kafka, defaults.odp, defaults.logx
+    longest_id = DECIDE_REQUEST.schema["properties"]["requestId"]["maxLength"]
+    connections = inspect.signature(Transport).parameters["max_connections"].default
+    return _table(
+        ("Limit", "Whose"),
+        [
+            (
+                f"{_size(kafka.max_record_bytes)} a record read, and a result written "
+                f"(`{PREFIX}KAFKA__MAX_RECORD_BYTES`); {MAX_NESTING} levels of nesting; "
+                f"`requestId` {longest_id:,} characters",
+                "record",
+            ),
+            (f"{kafka.window_records:,} records under way (logx: {kafka.logx_window_records:,})", "partition"),
+            (f"{_size(kafka.held_bytes)} of records under way", "role in a process"),
+            (f"{odp.max_waiting_users:,} users waiting for segments, {odp.cache_size:,} remembered", "process"),
+            (
+                f"{odp.max_in_flight} GraphQL requests under way, {odp.max_users_per_query} users in each; where ODP "
+                "refuses that size, fewer, found by halving",
+                "ODP account, in each process",
+            ),
+            (
+                f"{logx.max_in_flight} requests with events under way to logx, {odp.event_max_in_flight} to ODP",
+                "process",
+            ),
+            (f"{logx.batch_events:,} events and {logx.batch_bytes / 10**6:g} MB a request", "logx"),
+            (f"{odp.event_batch_size} events and {_size(ODP_EVENTS_BYTES)} a request", "ODP events"),
+            (
+                f"{_size(defaults.optimizely.max_datafile_bytes)} a datafile, {_size(MAX_ANSWER_BYTES)} any other "
+                f"answer, {connections} HTTP connections",
+                "process",
+            ),
+        ],
+    )
+
+
+def _size(octets: int) -> str:
+    return f"{octets / 1024**2:g} MiB"
+
+
+TABLES = {"settings": settings_table, "metrics": metrics_table, "alerts": alerts_table, "limits": limits_table}
+
+
 def current(text: str) -> str:
     """The README's `text` with its tables made anew. Raises SystemExit when a marker is missing."""
-    for name, table in (("settings", settings_table()), ("metrics", metrics_table())):
+    for name, made in TABLES.items():
+        table = made()
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         if text.count(begin) != 1 or text.count(end) != 1:
             raise SystemExit(f"README.md must hold {begin} and {end} once each")

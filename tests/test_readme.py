@@ -17,14 +17,18 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from pipeline.kafka.topics import topics_of
+from pipeline.limits import Backoff
 from pipeline.messages import decide as decide_messages
 from pipeline.messages import words
-from pipeline.messages.contracts import DECIDE_REQUEST, DECIDE_RESULT, schemas_directory
+from pipeline.messages.contracts import DECIDE_REQUEST, DECIDE_RESULT, MAX_NESTING, schemas_directory
 from pipeline.messages.decide import parse_decide_request
 from pipeline.metrics import Metrics
 from pipeline.project import compile_datafile
+from pipeline.runtime import EXIT_GAVE_UP
 from pipeline.sandbox.project_data import PRODUCTION, datafiles
-from pipeline.settings import load_settings
+from pipeline.settings import ROLES, Settings, load_settings
+from tests.messages.reasons import TOPICS, reasons
 from tests.readme import current
 
 ROOT = Path(__file__).parents[1]
@@ -153,25 +157,22 @@ def test_the_tables_are_current() -> None:
     assert current(README) == README
 
 
-def rejections() -> set[str]:
-    """Every reason that the package rejects a record for."""
-    reasons = set()
-    for path in (ROOT / "pipeline").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Rejected":
-                first = node.args[0]
-                assert isinstance(first, ast.Constant), (
-                    f"{path.name}:{node.lineno} has a reason that is not written out"
-                )
-                reasons.add(str(first.value))
-    return reasons
+def rows(title: str, head: str) -> list[list[str]]:
+    """The rows below a table's head in a section, as their cells."""
+    _, found, rest = section(title).partition(f"| {head}")
+    assert found, f"{title} has no table {head!r}"
+    lines = rest.partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 
 
-def test_every_reason_for_a_dead_letter_is_explained() -> None:
-    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| [^|]+ \|$", section("dead.letters"), re.MULTILINE)
-    explained = [reason for cell in rows for reason in re.findall(r"`(\w+)`", cell)]
-    assert len(explained) == len(set(explained))
-    assert set(explained) == rejections()
+def test_every_reason_for_a_dead_letter_is_explained_with_the_topics_it_is_for() -> None:
+    short = dict(zip(("requests", "results", "track", "odp"), TOPICS, strict=True))
+    explained: dict[str, set[str]] = {}
+    for cell, origin, _ in rows("dead.letters", "Reason"):
+        for reason in code_spans(cell):
+            assert reason not in explained
+            explained[reason] = set(TOPICS) if origin == "all" else {short[one] for one in origin.split(", ")}
+    assert explained == reasons()
 
 
 def test_the_errors_of_results_are_the_worker_s() -> None:
@@ -194,6 +195,86 @@ def test_every_property_of_a_topic_is_explained(topic: str) -> None:
     first_cells = "\n".join(re.findall(r"^\| ([^|]+) \|", section(topic), re.MULTILINE))
     explained = set(code_spans(first_cells or section(topic)))
     assert set(document["properties"]) - explained == set()
+
+
+def test_every_field_of_a_decision_is_explained() -> None:
+    fields = DECIDE_RESULT.schema["properties"]["decisions"]["items"]["properties"]
+    explained = [field for first, *_ in rows("decide.results", "Field of a decision") for field in code_spans(first)]
+    assert sorted(explained) == sorted(fields)
+
+
+def test_what_may_be_null_in_a_result_is_told() -> None:
+    told = {
+        name for first, kind, _ in rows("decide.results", "Property") if "null" in kind for name in code_spans(first)
+    }
+    properties = DECIDE_RESULT.schema["properties"]
+    assert told == {name for name, schema in properties.items() if "null" in schema["type"]}
+    decision = properties["decisions"]["items"]["properties"]
+    assert "none is ever null" in " ".join(section("decide.results").split())
+    assert [name for name, schema in decision.items() if "null" in schema["type"]] == []
+
+
+def test_the_exit_codes_are_those_of_the_command() -> None:
+    codes = [int(code) for code, _ in rows("Health, readiness, logs, exit codes", "Exit code")]
+    assert codes == [0, 1, 2, EXIT_GAVE_UP]
+    assert {int(code) for code in re.findall(r"[Ee]xit codes? (\d+)", README)} <= set(codes)
+
+
+def test_the_time_that_kubernetes_gives_a_pod_is_the_manifest_s() -> None:
+    (worker,) = yaml.safe_load_all((ROOT / "k8s/base/worker.yaml").read_text("utf-8"))
+    wanted = re.findall(r"terminationGracePeriodSeconds: (\d+)", README)
+    assert wanted == [str(worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"])]
+    assert int(wanted[0]) > Settings().ops.drain + 10
+
+
+def test_a_default_in_prose_is_the_setting_s() -> None:
+    shown = re.findall(r"`PIPELINE_([A-Z]+)__([A-Z_]+)` \(([\d.,]+) s\)", README)
+    assert len(shown) > 1
+    defaults = Settings().model_dump()
+    assert [name for name in shown if defaults[name[0].lower()][name[1].lower()] != float(name[2])] == []
+
+
+def numbers() -> dict[str, str]:
+    """Sentences with a number of the code's: a part of each, and the section it stands in."""
+    defaults = Settings()
+    fence = f"{defaults.kafka.session_timeout - defaults.kafka.heartbeat_interval:g} s"
+    return {
+        f"with {defaults.topics.partitions} partitions each": "A worker of your own",
+        f"the default is {defaults.topics.replication_factor}": "A worker of your own",
+        f"on {defaults.ops.host}:{defaults.ops.port}": "A worker of your own",
+        f"suspended or starved for {fence}": "Troubleshooting",
+        f"less one heartbeat ({fence})": "Alerts worth having",
+        f"one session timeout ({defaults.kafka.session_timeout:g} s)": "On Kubernetes",
+        f"deeper than {MAX_NESTING} levels": "dead.letters",
+        f"at most {'half a minute' if Backoff().cap == 30 else Backoff().cap} for a service": (
+            "What is promised, and how it is proven"
+        ),
+    }
+
+
+@pytest.mark.parametrize(("text", "title"), list(numbers().items()))
+def test_a_number_in_prose_is_the_code_s(text: str, title: str) -> None:
+    assert text in " ".join(section(title).split())
+
+
+def test_the_rights_at_the_broker_are_those_that_the_roles_need() -> None:
+    topics = Settings().topics
+    table = {
+        name.strip("`"): (code_spans(read), code_spans(write), code_spans(group))
+        for name, read, write, group in rights()
+    }
+    assert table == {
+        role: (
+            [*topics_of(role, topics), *([topics.decide_results] if role == "decide" else [])],
+            [*([topics.decide_results] if role == "decide" else []), topics.dead_letters],
+            [f"{Settings().kafka.group_id}.{role}"],
+        )
+        for role in ROLES
+    }
+
+
+def rights() -> list[list[str]]:
+    return rows("Rights at the broker", "Role")
 
 
 def test_the_example_of_deciding_offline_gives_the_result_shown(tmp_path: Path) -> None:
