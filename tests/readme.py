@@ -114,14 +114,16 @@ def metrics_table() -> str:
 
 
 def alerts_table() -> str:
-    """Every alert: its name, how urgent it is, from when it fires, what to do. In words; the rules have the queries."""
+    """Every alert: its name, how urgent it is, when it fires, what that means (the beginning of its description)."""
     rows = []
     for group in yaml.safe_load(RULES.read_text("utf-8"))["groups"]:
         for alert in group["rules"]:
-            said = [_in_words(alert["annotations"][part], alert["expr"]) for part in ("summary", "description")]
+            summary, description = alert["annotations"]["summary"], alert["annotations"]["description"]
+            first = re.split(r"(?<=\.) (?=[A-Z])", description, maxsplit=1)[0]
+            said = [_in_words(text, alert["expr"]) for text in (summary, first)]
             after = str(alert.get("for", "at once")).replace("m", " min").replace("h", " h")
             rows.append((f"`{alert['alert']}`", f"{alert['labels']['severity']}, {after}", *said))
-    return _table(("Alert", "Severity, after", "Fires when", "What it means, what to do"), rows)
+    return _table(("Alert", "Severity, after", "Fires when", "What it means"), rows)
 
 
 def _in_words(template: str, expr: str) -> str:

@@ -29,7 +29,7 @@ from pipeline.runtime import EXIT_GAVE_UP
 from pipeline.sandbox.project_data import PRODUCTION, datafiles
 from pipeline.settings import ROLES, Settings, load_settings
 from tests.messages.reasons import TOPICS, reasons
-from tests.readme import current
+from tests.readme import RULES, current
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -243,7 +243,6 @@ def numbers() -> dict[str, str]:
         f"the default is {defaults.topics.replication_factor}": "A worker of your own",
         f"on {defaults.ops.host}:{defaults.ops.port}": "A worker of your own",
         f"suspended or starved for {fence}": "Troubleshooting",
-        f"less one heartbeat ({fence})": "Alerts worth having",
         f"one session timeout ({defaults.kafka.session_timeout:g} s)": "On Kubernetes",
         f"deeper than {MAX_NESTING} levels": "dead.letters",
         f"at most {'half a minute' if Backoff().cap == 30 else Backoff().cap} for a service": (
@@ -255,6 +254,12 @@ def numbers() -> dict[str, str]:
 @pytest.mark.parametrize(("text", "title"), list(numbers().items()))
 def test_a_number_in_prose_is_the_code_s(text: str, title: str) -> None:
     assert text in " ".join(section(title).split())
+
+
+def test_a_number_in_an_alert_is_the_code_s() -> None:
+    kafka = Settings().kafka
+    told = re.findall(r"session_timeout less one heartbeat \((\d+) s\)", " ".join(RULES.read_text("utf-8").split()))
+    assert told == [f"{kafka.session_timeout - kafka.heartbeat_interval:g}"]
 
 
 def test_the_rights_at_the_broker_are_those_that_the_roles_need() -> None:
