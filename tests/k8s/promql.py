@@ -12,11 +12,20 @@ from pipeline.metrics import Metrics
 # What Prometheus and the Kubernetes discovery add to each series.
 TARGET_LABELS = frozenset({"namespace", "pod", "job", "instance"})
 
+PROCESS = frozenset(
+    f"process_{name}"
+    for name in (
+        "virtual_memory_bytes", "resident_memory_bytes", "start_time_seconds", "cpu_seconds_total",
+        "open_fds", "max_fds",
+    )
+)  # fmt: skip
+"""Series that every program may export; a selector of one needs the job to mean the worker."""
+
 
 @cache
 def exported() -> dict[str, frozenset[str]]:
     """Every series a worker exports, with its own labels; for a histogram those of its three kinds of series."""
-    found = {"up": frozenset[str]()}
+    found = {name: frozenset[str]() for name in ("up", *PROCESS)}
     for collector in vars(Metrics(CollectorRegistry())).values():
         if isinstance(collector, CollectorRegistry):
             continue
@@ -63,6 +72,10 @@ def mistakes(expression: str) -> list[str]:
         if name not in exported():
             found.append(f"no worker exports {name}")
             continue
+        if name in PROCESS | {"up"} and "decision-pipeline" not in [
+            one.value for one in selector.matchers.matchers if one.name == "job"
+        ]:
+            found.append(f"{name} is everybody's: it needs the job")
         labels = exported()[name] | TARGET_LABELS
         found += [f"{name} has no label {one.name}" for one in selector.matchers.matchers if one.name not in labels]
     for node in _nodes(parsed):

@@ -7,9 +7,11 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.k8s.dashboard import DASHBOARD, PANELS, QUERIES, ROWS, VARIABLES, resolved, selector_and_label
-from tests.k8s.promql import exported, metrics_in, mistakes
+from tests.k8s.prometheus_rule import RULES
+from tests.k8s.promql import PROCESS, exported, metrics_in, mistakes
 
 COLUMNS = 24
 
@@ -89,10 +91,41 @@ def test_a_variable_lists_a_label_that_is_there(variable: dict[str, Any]) -> Non
     assert variable["allValue"] == ".*"
 
 
+BARS = [panel for panel in PANELS if panel["targets"][0]["expr"].endswith(" > 0")]
+
+
+def test_what_is_rare_is_counted_and_has_a_legend_that_can_be_read() -> None:
+    # One dead letter in a day is nothing per second, and a list of all that never happened hides it.
+    assert {panel["title"] for panel in BARS} == {"Dead letters", "Polls by outcome", "Requests by outcome"}
+    for panel in BARS:
+        assert re.search(r"\(increase\(.*\[\$__rate_interval\]", panel["targets"][0]["expr"])
+        assert panel["fieldConfig"]["defaults"]["unit"] == "short"
+        # A line through a single point is not drawn.
+        assert panel["fieldConfig"]["defaults"]["custom"]["drawStyle"] == "bars"
+        assert panel["options"]["legend"]["displayMode"] == "table"
+
+
+def test_the_line_of_an_alert_is_where_the_alert_is() -> None:
+    rules = {one["alert"]: one["expr"] for one in yaml.safe_load(RULES.read_text("utf-8"))["groups"][0]["rules"]}
+    lines = {
+        panel["title"]: [step["value"] for step in panel["fieldConfig"]["defaults"]["thresholds"]["steps"][1:]]
+        for panel in PANELS
+        if "thresholdsStyle" in panel["fieldConfig"]["defaults"]["custom"]
+    }
+    for title, alerts in {
+        "Age of the oldest record not settled": ("DecisionsLate", "EventsLate"),
+        "Answered with an error": ("RequestsFail",),
+        "Expired": ("RequestsExpire",),
+    }.items():
+        assert lines[title] == [float(rules[f"DecisionPipeline{alert}"].split(" > ")[1]) for alert in alerts], title
+
+
 def test_every_metric_is_on_a_panel() -> None:
     shown = {name for _, target in QUERIES for name in metrics_in(resolved(target["expr"]))}
     histograms = {name.removesuffix("_bucket") for name in exported() if name.endswith("_bucket")}
-    unseen = {name for name in exported() if name != "up" and name not in shown}
+    unseen = {name for name in exported() if name not in shown}
     parts = {f"{name}{suffix}" for name in histograms for suffix in ("_bucket", "_sum", "_count")}
-    assert unseen - parts == set()
+    assert unseen - parts == PROCESS - {
+        "process_resident_memory_bytes", "process_cpu_seconds_total", "process_start_time_seconds",
+    }  # fmt: skip
     assert {name for name in histograms if f"{name}_bucket" not in shown} == set()
