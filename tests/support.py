@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Protocol
 from uuid import uuid4
 
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 
 from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.processes import StandIns, free_port
@@ -82,6 +82,16 @@ async def create_topics(bootstrap_servers: str, topics: Topics, partitions: int,
     await admin.start()
     try:
         await admin.create_topics(made)
+    finally:
+        await admin.close()
+
+
+async def add_partitions(bootstrap_servers: str, topic: str, partitions: int) -> None:
+    """Let a topic grow to so many partitions."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.create_partitions({topic: NewPartitions(partitions)})
     finally:
         await admin.close()
 

@@ -40,7 +40,7 @@ class Openings:
         self._takeover = takeover
         self._results = results
         self._commits = commits
-        self._unanswered = False
+        self._answered = True
 
     async def open(self, partitions: _Partitions, opened: Callable[[], None]) -> None:
         """Open all of them; returns when none is blocked any more. `opened` is called each time that some can be read.
@@ -50,9 +50,9 @@ class Openings:
         beyond = self._beyond(partitions)
         await self._open({tp: partition for tp, partition in partitions.items() if tp not in beyond})
         opened()
-        while beyond:
-            if await self._counted():
-                beyond = await self._unblock(beyond, opened)
+        while beyond and self._results is not None:
+            if await self._counted(self._results):
+                beyond = await self._unblock(beyond, self._results, opened)
             if beyond:
                 await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
@@ -63,38 +63,31 @@ class Openings:
         known = self._results.partitions
         return {tp: partition for tp, partition in partitions.items() if tp.partition >= known}
 
-    async def _counted(self) -> bool:
-        """Ask how many partitions the results topic has now; False if nobody answers.
+    async def _counted(self, results: Sink) -> bool:
+        """Count the results partitions anew: there may be more than when this process started."""
+        counted = await results.recount()
+        if self._answered and not counted:
+            log.warning("results partitions cannot be counted, trying again", role=self._role, topic=results.topic)
+        self._answered = counted
+        return counted
 
-        It may have grown since this process started. A broker that has not heard of that yet takes nothing back.
-        """
-        assert self._results is not None
-        try:
-            found = await self._takeover.results_partitions()
-        except (KafkaError, TimeoutError) as error:
-            if not self._unanswered:
-                reason = type(error).__name__
-                log.warning("results partitions cannot be counted, trying again", role=self._role, reason=reason)
-            self._unanswered = True
-            return False
-        self._unanswered = False
-        self._results.partitions = max(self._results.partitions, found)
-        return True
-
-    async def _unblock(self, partitions: _Partitions, opened: Callable[[], None]) -> dict[TopicPartition, Partition]:
+    async def _unblock(
+        self, partitions: _Partitions, results: Sink, opened: Callable[[], None]
+    ) -> dict[TopicPartition, Partition]:
         """Open those that need not wait any more; returns the others, which are blocked."""
-        assert self._results is not None
         left = self._beyond(partitions)
         for tp, partition in partitions.items():
-            what = {"topic": tp.topic, "partition": tp.partition}
-            where = {"results": self._results.topic, "partitions": self._results.partitions}
+            where = {"topic": tp.topic, "partition": tp.partition, "results": results.topic}
             if tp in left and not partition.blocked:
                 log.error(
                     "a results topic needs at least as many partitions as its requests: this partition waits",
-                    **what, **where,
+                    **where, partitions=results.partitions,
                 )  # fmt: skip
             elif partition.blocked and tp not in left:
-                log.info("the results topic has grown: this partition waits no longer", **what, **where)
+                log.info(
+                    "the results topic has grown: this partition waits no longer",
+                    **where, partitions=results.partitions,
+                )  # fmt: skip
             partition.blocked = tp in left
         if len(left) < len(partitions):
             await self._open({tp: partition for tp, partition in partitions.items() if tp not in left})

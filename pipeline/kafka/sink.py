@@ -14,12 +14,14 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaTimeoutError
+from aiokafka.errors import KafkaError, KafkaTimeoutError
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from pipeline.kafka.lease import Lease
 from pipeline.messages.delivery import Result
 from pipeline.metrics import Metrics
+
+_COUNT_SECONDS = 10.0
 
 Fail = Callable[[str, BaseException], None]
 
@@ -165,7 +167,7 @@ class Sink:
         self.producer = producer
         self.topic = topic
         self.partitions = partitions
-        """As many as are known: a topic may have grown since."""
+        """As many as were counted last: a topic may grow."""
         self.fail = fail
         self.lease = lease
         self.written = metrics.records_produced.labels(topic)
@@ -178,6 +180,23 @@ class Sink:
         if lane is None:
             lane = self._lanes[partition] = Lane(self, partition)
         return lane
+
+    async def recount(self) -> bool:
+        """Count the topic's partitions anew; False if no broker says how many there are.
+
+        It is the producer that asks: it refuses what is for a partition it has not heard of itself.
+        """
+        client = self.producer.client
+        # A client that follows no topic yet would ask for all that there are, now and ever after.
+        client.add_topic(self.topic)
+        try:
+            async with asyncio.timeout(_COUNT_SECONDS):
+                if not await client.force_metadata_update():
+                    return False
+                self.partitions = len(await self.producer.partitions_for(self.topic))
+        except (KafkaError, TimeoutError):
+            return False
+        return True
 
     @property
     def sending(self) -> bool:

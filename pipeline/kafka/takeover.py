@@ -78,12 +78,6 @@ class Takeover:
             self._seconds.observe(time.perf_counter() - started)
             return openings
 
-    async def results_partitions(self) -> int:
-        """How many partitions the results topic has now, 0 if the broker does not say. Raises what aiokafka raises."""
-        assert self._results_topic is not None
-        (topic,) = await self._admin.describe_topics([self._results_topic])
-        return len(topic["partitions"])
-
     async def end_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         ends: dict[TopicPartition, int] = await self._scanner.end_offsets(list(partitions))
         return ends

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import signal
 import socket
 from collections.abc import Callable
@@ -10,8 +12,8 @@ from pipeline.sandbox.processes import StandIns, free_port, until
 from pipeline.sandbox.worker import Worker
 from tests.flows.conftest import PARTITIONS, Own, metric
 from tests.flows.project import FLAGS
-from tests.flows.wire import Outgoing, keyed
-from tests.support import unique_topics
+from tests.flows.wire import Outgoing, Reader, keyed
+from tests.support import add_partitions, unique_topics
 
 ON = FLAGS[0]
 
@@ -149,16 +151,29 @@ def test_without_sdk_keys_the_setting_is_named(own: Callable[..., Own]) -> None:
     assert worker.log.read_text().splitlines()[-1] == "error: PIPELINE_OPTIMIZELY__SDK_KEYS: name at least one SDK key"
 
 
-def test_a_partition_without_a_results_partition_waits_and_the_others_go_on(own: Callable[..., Own]) -> None:
+def test_a_partition_waits_for_its_results_partition_and_the_others_go_on(own: Callable[..., Own]) -> None:
     one = own(results_partitions=PARTITIONS - 1)
     records = [request(f"user-{number}")._replace(partition=number) for number in range(PARTITIONS)]
     *served, waiting = one.flow.writer.send(one.flow.topics.decide_requests, records)
     worker = one.worker("run", "--roles", "decide")
     worker.start()
     one.flow.results.of(served)
-    assert '"level": "error"' in _line_with(worker, "needs at least as many partitions")
-    assert f'"partition": {waiting.partition}' in _line_with(worker, "needs at least as many partitions")
+    until(lambda: metric(worker, "partitions_blocked", "decide") == 1, timeout=10, what="the blocked partition")
+    told = json.loads(_line_with(worker, "needs at least as many partitions"))
+    assert (told["level"], told["partition"], told["partitions"]) == ("error", waiting.partition, PARTITIONS - 1)
     assert worker.healthy
+    # No restart: the topic grows, and that is all.
+    broker, results = one.flow.broker.bootstrap_servers, one.flow.topics.decide_results
+    asyncio.run(add_partitions(broker, results, PARTITIONS))
+    grown = Reader(broker, results, PARTITIONS)
+    try:
+        (result,) = grown.of([waiting])
+    finally:
+        grown.close()
+    assert (result.partition, result.document["userId"]) == (waiting.partition, f"user-{waiting.partition}")
+    told = json.loads(_line_with(worker, "this partition waits no longer"))
+    assert (told["level"], told["partition"], told["partitions"]) == ("info", waiting.partition, PARTITIONS)
+    until(lambda: metric(worker, "partitions_blocked", "decide") == 0, timeout=10, what="no blocked partition")
     assert worker.stop() == 0
 
 

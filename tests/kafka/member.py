@@ -68,6 +68,7 @@ class Member:
     admin: AIOKafkaAdminClient
     client: AIOKafkaConsumer
     lease: Lease
+    results: Sink
 
     def value(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(f"decision_pipeline_{name}", labels) or 0.0
@@ -109,7 +110,7 @@ async def member(
     )  # fmt: skip
     await group.start()
     try:
-        yield Member(group, metrics, producer, takeover, admin, consumer, lease)
+        yield Member(group, metrics, producer, takeover, admin, consumer, lease, results)
     finally:
         await group.stop(polite=5)
         await producer.stop()
