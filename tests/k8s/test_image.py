@@ -62,6 +62,8 @@ def test_packages_come_from_the_lock_by_hash_before_the_code() -> None:
     assert "--require-hashes -r requirements.lock" in locked
     assert "--no-index --no-deps --no-build-isolation ." in own
     assert build.index(locked) < build.index("COPY pipeline")
+    # Nothing is compiled, whatever a mirror offers.
+    assert "PIP_ONLY_BINARY=:all:" in instructions("ENV", build)[0].split()
 
 
 def test_what_is_taken_out_again_is_not_needed() -> None:
@@ -79,6 +81,10 @@ def test_what_is_taken_out_again_is_not_needed() -> None:
 def test_the_final_stage_runs_the_worker_as_nobody_in_particular() -> None:
     _, final = STAGES
     assert instructions("RUN", final) == []
+    # Scripts hold the path of the environment they were installed into, so it must not move.
+    (home,) = re.findall(r"^RUN python -m venv --without-pip (\S+)$", TEXT, re.MULTILINE)
+    assert instructions("COPY", final) == [f"--from=build {home} {home}"]
+    assert f"PATH={home}/bin:$PATH" in instructions("ENV", final)[0].split()
     assert instructions("USER", final) == ["10001:10001"]
     assert instructions("ENTRYPOINT", final) == ['["pipeline"]']
     assert instructions("CMD", final) == ['["run"]']

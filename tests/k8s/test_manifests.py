@@ -24,12 +24,13 @@ from pipeline.settings import ROLES, OpsSettings, Settings, load_settings
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
-SECRET = {
-    "PIPELINE_OPTIMIZELY__SDK_KEYS": '["key1","key2"]',
-    "PIPELINE_KAFKA__SASL_USERNAME": "decisions",
-    "PIPELINE_KAFKA__SASL_PASSWORD": "a word",
-}
+GUIDE = (K8S / "README.md").read_text("utf-8")
+# The file secret.env as k8s/README.md shows it.
+(_SECRET_ENV,) = re.findall(r"^```sh\n(PIPELINE_OPTIMIZELY.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+SECRET = dict(line.split("=", 1) for line in _SECRET_ENV.splitlines())
 SELECTED = {"app.kubernetes.io/name": "decision-pipeline", "app.kubernetes.io/instance": "decision-pipeline"}
+
+CAFILE = "PIPELINE_KAFKA__SSL_CAFILE"
 
 Document = dict[str, Any]
 
@@ -84,9 +85,10 @@ def environment_of(workload: Document, documents: list[Document] = BASE) -> dict
     container = container_of(workload)
     config = the("ConfigMap", documents)
     from_config, from_secret = container["envFrom"]
+    assert config["data"]["PIPELINE_KAFKA__BOOTSTRAP_SERVERS"]
     assert from_config == {"configMapRef": {"name": config["metadata"]["name"]}}
     assert from_secret == {"secretRef": {"name": "decision-pipeline"}}
-    own = {one["name"]: one.get("value", workload["metadata"]["name"] + "-0") for one in container["env"]}
+    own = {one["name"]: one.get("value", workload["metadata"]["name"] + "-0") for one in container.get("env", [])}
     return {**config["data"], **SECRET, **own}
 
 
@@ -101,7 +103,7 @@ def test_a_manifest_is_valid(document: Document, version: str) -> None:
 
 
 def test_every_file_is_used() -> None:
-    for name in ("base", "monitoring", "rules", "dashboards"):
+    for name in ("base", "kafka-ca", "topics", "monitoring", "rules", "dashboards"):
         kustomization = yaml.safe_load((K8S / name / "kustomization.yaml").read_text("utf-8"))
         generated = kustomization.get("configMapGenerator", [])
         used = {
@@ -133,6 +135,10 @@ def test_membership_is_static_under_the_pods_name(workload: Document) -> None:
     (instance,) = [one for one in container_of(workload)["env"] if one["name"] == "PIPELINE_KAFKA__GROUP_INSTANCE_ID"]
     assert instance["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
     assert workload["spec"]["podManagementPolicy"] == "Parallel"
+    assert workload["spec"]["replicas"] == 2
+    # One pod after the other, and not on before it was ready for a while.
+    assert "updateStrategy" not in workload["spec"]
+    assert workload["spec"]["minReadySeconds"] == 10
     assert workload["spec"]["serviceName"] == the("Service")["metadata"]["name"]
     assert the("Service")["spec"]["clusterIP"] == "None"
 
@@ -187,6 +193,13 @@ async def test_while_the_cdn_is_away_a_pod_waits_unready_and_is_not_restarted() 
 
 
 @each_role()
+def test_a_process_has_a_minute_to_begin_and_is_taken_for_ready_only_while_it_is(workload: Document) -> None:
+    startup, readiness = container_of(workload)["startupProbe"], container_of(workload)["readinessProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] == 60
+    assert readiness["periodSeconds"] * readiness["failureThreshold"] == 10
+
+
+@each_role()
 def test_liveness_is_slower_than_the_worker_s_own_fence(workload: Document) -> None:
     kafka = load_settings(environment_of(workload)).kafka
     probe = container_of(workload)["livenessProbe"]
@@ -228,7 +241,7 @@ def test_a_pod_may_do_nothing_that_it_does_not_need(workload: Document) -> None:
 def test_memory_is_bounded_and_cpu_is_not_throttled(workload: Document) -> None:
     resources = container_of(workload)["resources"]
     assert resources["requests"] == {"cpu": "1", "memory": "256Mi"}
-    assert set(resources["limits"]) == {"memory"}
+    assert resources["limits"] == {"memory": "1Gi"}
 
 
 @each_role()
@@ -242,6 +255,7 @@ def test_selectors_find_the_pods_of_one_role(workload: Document) -> None:
     ]  # fmt: skip
     assert [one["metadata"]["name"] for one in budgets] == [name]
     assert budgets[0]["spec"]["maxUnavailable"] == 1
+    assert budgets[0]["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
     for constraint in pod_of(workload)["topologySpreadConstraints"]:
         assert matches(constraint["labelSelector"]["matchLabels"], labels_of(workload))
         assert constraint["matchLabelKeys"] == ["app.kubernetes.io/component"]
@@ -255,9 +269,10 @@ def test_what_is_for_all_roles_finds_the_pods_of_all_roles() -> None:
 
 
 def test_the_version_is_the_project_s() -> None:
-    assert {container_of(one)["image"] for one in WORKLOADS} == {f"decision-pipeline:{VERSION}"}
+    job = yaml.safe_load((K8S / "topics" / "job.yaml").read_text("utf-8"))
+    assert {container_of(one)["image"] for one in [*WORKLOADS, job]} == {f"decision-pipeline:{VERSION}"}
     assert {one["metadata"]["labels"]["app.kubernetes.io/version"] for one in BASE} == {VERSION}
-    assert set(re.findall(r"decision-pipeline:([\d.]+\d)", (K8S / "README.md").read_text("utf-8"))) == {VERSION}
+    assert set(re.findall(r"decision-pipeline:([\d.]+\d)", GUIDE)) == {VERSION}
 
 
 def test_only_prometheus_comes_in_and_private_networks_stay_out_of_reach() -> None:
@@ -270,12 +285,27 @@ def test_only_prometheus_comes_in_and_private_networks_stay_out_of_reach() -> No
     assert all(rule["to"] for rule in policy["egress"])
 
 
+def test_dns_and_kafka_can_be_reached() -> None:
+    dns, kafka, _ = the("NetworkPolicy")["spec"]["egress"]
+    assert dns["to"] == [{"namespaceSelector": {}}, {"ipBlock": {"cidr": "169.254.20.10/32"}}]
+    assert dns["ports"] == [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
+    assert kafka["to"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kafka"}}}]
+    assert kafka["ports"] == [{"protocol": "TCP", "port": port} for port in (9092, 9093)]
+
+
+@pytest.mark.parametrize("port", [9092, 9093])
+def test_the_brokers_named_are_where_the_network_policy_lets_through(port: int, overlay: list[Document]) -> None:
+    documents = BASE if port == 9092 else overlay
+    (config,) = [one for one in of_kind("ConfigMap", documents) if "dashboard" not in one["metadata"]["name"]]
+    assert config["data"]["PIPELINE_KAFKA__BOOTSTRAP_SERVERS"] == f"kafka-bootstrap.kafka.svc:{port}"
+
+
 @pytest.fixture(scope="module")
 def overlay(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
     """What the overlay of k8s/README.md builds."""
     directory = tmp_path_factory.mktemp("manifests")
     shutil.copytree(K8S, directory / "k8s")
-    (text,) = re.findall(r"^```yaml\n(.*?)^```$", (K8S / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
     (directory / "k8s" / "production").mkdir()
     (directory / "k8s" / "production" / "kustomization.yaml").write_text(text, "utf-8")
     return built(directory / "k8s" / "production")
@@ -283,15 +313,59 @@ def overlay(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
 
 def test_the_overlay_shown_is_a_whole_installation(overlay: list[Document]) -> None:
     workloads = {one["metadata"]["name"]: one for one in of_kind("StatefulSet", overlay)}
+    own = [one for one in overlay if "dashboard" not in one["metadata"]["name"]]
     assert workloads["decision-pipeline-decide"]["spec"]["replicas"] == 8
     assert {one["metadata"]["namespace"] for one in overlay} == {"decisions"}
-    settings_of_all = [
-        load_settings(environment_of(one, [two for two in overlay if "dashboard" not in two["metadata"]["name"]]))
-        for one in workloads.values()
-    ]
+    settings_of_all = [load_settings(environment_of(one, own)) for one in [*workloads.values(), the("Job", overlay)]]
     assert {one.kafka.security_protocol for one in settings_of_all} == {"SASL_SSL"}
+    assert {one.optimizely.sdk_keys for one in settings_of_all} == {("key1", "key2")}
     # Merged with those of the base, not instead of them.
     assert "PIPELINE_OPS__LOG_LEVEL" in next(one for one in of_kind("ConfigMap", overlay))["data"]
+
+
+@pytest.mark.parametrize("version", ["1.31", "1.37"])
+def test_what_it_adds_is_valid(overlay: list[Document], version: str) -> None:
+    known = [one for one in overlay if not one["apiVersion"].startswith("monitoring.coreos.com/")]
+    assert {one["kind"] for one in overlay} - {one["kind"] for one in known} == {"PodMonitor", "PrometheusRule"}
+    for document in known:
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_a_private_authority_s_certificate_is_where_the_setting_points(overlay: list[Document]) -> None:
+    command = re.search(r"^kubectl -n decisions create configmap (\S+) --from-file=(\S+)$", GUIDE, re.MULTILINE)
+    assert command is not None
+    for workload in [*of_kind("StatefulSet", overlay), the("Job", overlay)]:
+        (volume,) = pod_of(workload)["volumes"]
+        assert volume["configMap"] == {"name": command[1]}
+        (mount,) = container_of(workload)["volumeMounts"]
+        assert mount == {"name": volume["name"], "mountPath": mount["mountPath"], "readOnly": True}
+        (path,) = [one["value"] for one in container_of(workload)["env"] if one["name"] == CAFILE]
+        assert path == f"{mount['mountPath']}/{command[2]}"
+
+
+def test_the_job_that_makes_the_topics_is_no_worker(overlay: list[Document]) -> None:
+    job = the("Job", overlay)
+    pod, container = pod_of(job), container_of(job)
+    assert container["args"] == ["topics", "create"]
+    assert container["image"] == container_of(of_kind("StatefulSet", overlay)[0])["image"]
+    assert job["spec"]["ttlSecondsAfterFinished"] == 600
+    assert matches(SELECTED, labels_of(job)), "else the way to Kafka is another one"
+    assert not any(matches(one["spec"]["selector"]["matchLabels"], labels_of(job)) for one in WORKLOADS)
+    worker = WORKLOADS[0]
+    same = ("serviceAccountName", "automountServiceAccountToken", "enableServiceLinks", "securityContext")
+    assert {name: pod[name] for name in same} == {name: pod_of(worker)[name] for name in same}
+    assert container["securityContext"] == container_of(worker)["securityContext"]
+
+
+def test_the_links_of_alerts_can_be_made(overlay: list[Document], tmp_path: Path) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s")
+    (command,) = re.findall(r"`(sed -i [^`]+)`", GUIDE)
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path, timeout=10)
+    for name in ("decision-pipeline.rules.yml", "decision-pipeline.test.yml", "prometheusrule.yaml"):
+        before, after = ((root / "rules" / name).read_text("utf-8") for root in (K8S, tmp_path / "k8s"))
+        assert after == before.replace(
+            "runbook_url: README", "runbook_url: https://git.example.com/decision-pipeline/README"
+        )
 
 
 def test_the_pod_monitor_scrapes_the_pods_of_all_roles(overlay: list[Document]) -> None:
@@ -323,7 +397,7 @@ def test_every_setting_named_in_comments_is_there() -> None:
         for section, model in Settings.model_fields.items()
         for name in getattr(model.annotation, "model_fields", {})
     } | {"PIPELINE_ROLES", "PIPELINE_SERVICE_HOST"}
-    texts = [*comments(), ("README.md", (K8S / "README.md").read_text("utf-8"))]
+    texts = [*comments(), ("README.md", GUIDE)]
     unknown = {
         (name, setting)
         for name, text in texts
