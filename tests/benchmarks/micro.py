@@ -337,7 +337,7 @@ def _audience(family: str, test: Any, rule: Any, client: Any, requests: list[Dec
 
 
 def _compiling(raw: bytes, name: str) -> Case:
-    """Ours reads the bytes too. A project can be let go of at no less cost than it was made, and that is counted."""
+    """Ours loads the bytes too, and both let go of what they have made within the time."""
     return Case(
         name=name,
         operations=1,
