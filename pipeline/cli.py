@@ -6,10 +6,11 @@ import asyncio
 import errno
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn, TypeVar
 
+import structlog
 import typer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
@@ -27,6 +28,8 @@ app = typer.Typer(
 topics_app = typer.Typer(no_args_is_help=True, help="The topics: create what is missing, describe what is there.")
 app.add_typer(topics_app, name="topics")
 
+log = structlog.get_logger("pipeline.run")
+
 _UNFOLDED = 1000
 _Answer = TypeVar("_Answer")
 ConfigFile = Annotated[
@@ -43,15 +46,29 @@ def run(
         typer.Option(help=f"Roles of this process, separated by commas: {', '.join(ROLES)}.", show_default=False),
     ] = None,
 ) -> None:
-    """Run a worker until SIGTERM or Ctrl-C."""
+    """Run a worker until SIGTERM or Ctrl-C.
+
+    Logs are JSON lines on standard error, and so is the reason of a start that fails, except in a terminal.
+    """
     from pipeline import assembly, logs, runtime
 
-    settings = load_settings(file=config)
-    if roles is not None:
-        settings = _with_roles(settings, roles)
-    logs.configure_logs(settings.ops.log_level)
-    fence = runtime.Fence(settings.kafka.session_timeout - settings.kafka.heartbeat_interval)
-    raise typer.Exit(runtime.run(lambda: assembly.run_worker(settings, fence), fence))
+    # What is wrong with the settings is logged too.
+    logs.configure_logs("info")
+    try:
+        settings = load_settings(file=config)
+        if roles is not None:
+            settings = _with_roles(settings, roles)
+        logs.configure_logs(settings.ops.log_level)
+        fence = runtime.Fence(settings.kafka.session_timeout - settings.kafka.heartbeat_interval)
+        code = runtime.run(lambda: assembly.run_worker(settings, fence), fence)
+    except PipelineError as error:
+        if sys.stderr.isatty():
+            raise
+        # Who collects the lines may drop one that is no JSON.
+        for mistake in _mistakes(error):
+            log.error(mistake)
+        code = _exit_code(error)
+    raise typer.Exit(code)
 
 
 def _with_roles(settings: Settings, roles: str) -> Settings:
@@ -224,17 +241,22 @@ def _read(path: Path) -> bytes:
         raise ConfigurationError([f"{path}: cannot be read: {error.strerror}"]) from error
 
 
+def _mistakes(error: PipelineError) -> Sequence[str]:
+    return error.mistakes if isinstance(error, ConfigurationError) else [str(error)]
+
+
+def _exit_code(error: PipelineError) -> int:
+    return 2 if isinstance(error, ConfigurationError) else 1
+
+
 def main() -> NoReturn:
     """The console command."""
     try:
         app()
-    except ConfigurationError as error:
-        for mistake in error.mistakes:
-            print(f"error: {mistake}", file=sys.stderr)  # noqa: T201 - this is the command's own output
-        code = 2
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - this is the command's own output
-        code = 1
+        for mistake in _mistakes(error):
+            print(f"error: {mistake}", file=sys.stderr)  # noqa: T201 - this is the command's own output
+        code = _exit_code(error)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -92,12 +93,58 @@ def test_check_config_needs_an_sdk_key_and_reads_a_file(tmp_path: Path) -> None:
     assert b"someKey01" not in done.stdout
 
 
-def test_unknown_roles_and_commands_are_mistakes() -> None:
-    done = run("run", "--roles", "decide,contact", settings={"OPTIMIZELY__SDK_KEYS": "key"})
-    assert (done.returncode, errors(done)) == (2, ["--roles: contact; there are decide, logx, odp_events"])
-    assert run("run", "--roles", ",", settings={"OPTIMIZELY__SDK_KEYS": "key"}).returncode == 2
+def test_unknown_commands_are_mistakes() -> None:
     assert run("no-such-command").returncode == 2
     assert b"check-config" in run("--help").stdout
+
+
+# run
+
+
+def logged(done: subprocess.CompletedProcess[bytes]) -> list[str]:
+    """The events of the lines on standard error, all of them errors in JSON."""
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {(line["level"], line["logger"]) for line in lines} <= {("error", "pipeline.run")}
+    return [line["event"] for line in lines]
+
+
+def test_the_mistakes_of_a_run_are_lines_of_its_log(tmp_path: Path) -> None:
+    done = run("run", settings={"KAFKA__FOO": "1", "OPS__PORT": "x", "OPTIMIZELY__SDK_KEYS": f"{SECRET}!"})
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert [line.split(":")[0] for line in logged(done)] == [
+        "PIPELINE_KAFKA__FOO", "PIPELINE_OPTIMIZELY__SDK_KEYS", "PIPELINE_OPS__PORT",
+    ]  # fmt: skip
+    assert SECRET.encode() not in done.stderr
+    missing = run("run", "--config", str(tmp_path / "none.yaml"))
+    (told,) = logged(missing)
+    assert (missing.returncode, "none.yaml" in told) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("roles", "told"),
+    [
+        ("decide,contact", "--roles: contact; there are decide, logx, odp_events"),
+        (",", "--roles: none given; there are decide, logx, odp_events"),
+    ],
+)
+def test_unknown_roles_are_a_mistake(roles: str, told: str) -> None:
+    done = run("run", "--roles", roles, settings={"OPTIMIZELY__SDK_KEYS": "key"})
+    assert (done.returncode, logged(done)) == (2, [told])
+
+
+def test_in_a_terminal_the_mistakes_of_a_run_are_lines_for_a_person() -> None:
+    ours, its = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_")}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", "run", "--roles", "contact"], stderr=its, timeout=60, check=False,
+            env=environment,
+        )  # fmt: skip
+        told = os.read(ours, 1024)
+    finally:
+        os.close(ours)
+        os.close(its)
+    assert (done.returncode, told) == (2, b"error: --roles: contact; there are decide, logx, odp_events\r\n")
 
 
 # topics

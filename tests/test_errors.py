@@ -53,6 +53,11 @@ def failed(*arguments: str, settings: Mapping[str, str], environment: Mapping[st
     done = started(sys.executable, "-m", "pipeline", *arguments, environment=named | dict(environment))
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+    if arguments[0] == "run":
+        # Its last line is as JSON as the others: nothing else may come to who collects them.
+        last = [json.loads(line) for line in done.stderr.splitlines()][-1]
+        assert (last["level"], last["logger"]) == ("error", "pipeline.run")
+        return last["event"], done.stderr
     (told,) = [line for line in done.stderr.splitlines() if not line.startswith("{")]
     assert told.startswith("error: ")
     return told.removeprefix("error: "), done.stderr
