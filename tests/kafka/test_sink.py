@@ -22,7 +22,7 @@ from pipeline.settings import KafkaSettings
 from tests.handlers.chunks import new_metrics, value
 from tests.kafka.member import kafka_settings, read
 from tests.settled import until
-from tests.support import Broker, TopicMaker
+from tests.support import Broker, TopicMaker, add_partitions
 
 
 class Producer(AIOKafkaProducer):
@@ -380,3 +380,54 @@ async def test_on_a_broker_a_batch_outlives_a_partition_without_a_leader(kafka: 
         assert (failures, log) == ([], [("a", 3, 0)])
     finally:
         await producer.stop()
+
+
+@pytest.mark.asyncio
+async def test_on_a_broker_a_topic_that_grew_is_counted_by_its_producer_which_then_takes_more(
+    kafka: Broker, topics: TopicMaker
+) -> None:
+    own = await topics(partitions=1)
+    log: list[tuple[str, int, int]] = []
+    producer = await client.start_client(client.producer(kafka_settings(kafka)))
+    sink = Sink(producer, own.decide_results, partitions=1, metrics=new_metrics(), fail=never)
+    try:
+        assert (await sink.recount(), sink.partitions) == (True, 1)
+        # Metadata of all topics of a cluster may be megabytes, each time.
+        assert producer.client._topics == {own.decide_results}
+        await add_partitions(kafka.bootstrap_servers, own.decide_results, 3)
+        async with asyncio.timeout(20):
+            while sink.partitions < 3:
+                assert await sink.recount()
+        sink.lane(2).extend(results(3), Receipts(log, "a"))
+        async with asyncio.timeout(20):
+            await sink.flush()
+        assert log == [("a", 3, 0)]
+    finally:
+        await producer.stop()
+
+
+@pytest.mark.asyncio
+async def test_on_a_broker_a_count_that_nobody_answers_changes_nothing(kafka: Broker, topics: TopicMaker) -> None:
+    own = await topics(partitions=1)
+    producer = await client.start_client(client.producer(kafka_settings(kafka, request_timeout=1)))
+    cluster: Any = producer.client
+    try:
+        absent = Sink(producer, f"{own.decide_results}-absent", partitions=1, metrics=new_metrics(), fail=never)
+        assert (await absent.recount(), absent.partitions) == (False, 1)
+        sink = Sink(producer, own.decide_results, partitions=2, metrics=new_metrics(), fail=never)
+        asked = cluster._metadata_update
+        # What the client says of itself when it reaches no broker.
+        cluster._metadata_update = unreachable
+        assert (await sink.recount(), sink.partitions) == (False, 2)
+        cluster._metadata_update = asked
+        assert (await sink.recount(), sink.partitions) == (True, 1)
+    finally:
+        await producer.stop()
+
+
+def never(reason: str, error: BaseException) -> None:
+    raise AssertionError(reason) from error
+
+
+async def unreachable(*_: object) -> bool:
+    return False
