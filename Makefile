@@ -10,7 +10,7 @@ export VENV
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo test faults check conformance bench format readme rules prometheus lock clean
+.PHONY: help setup setup-dev demo test faults check conformance bench bench-check format readme rules prometheus lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -57,8 +57,11 @@ check: setup-dev ## All that must hold before a merge: format, lint, types, laye
 conformance: setup-dev ## Compare decisions with the official SDK; ARGS="100000 7" sets number and seed
 	@$(RUN) tests.conformance $(ARGS)
 
-bench: setup-dev ## Time the steps of one request: parse, decide, impression
-	@$(RUN) tests.benchmarks $(ARGS)
+bench: setup-dev ## Cost of a request beside a floor and a naive worker; QUICK=1 takes three minutes
+	@$(RUN) tests.benchmarks $(if $(QUICK),--quick) $(ARGS)
+
+bench-check: setup-dev ## The quick benchmarks; fails if a ratio is over its bound (tests/benchmarks/bounds.json)
+	@$(RUN) tests.benchmarks --quick --check $(ARGS)
 
 format: setup-dev ## Format the code and mend what the linter can mend
 	@$(BIN)/ruff check --fix

@@ -1,0 +1,121 @@
+"""The rows that have no contender of their own: the events' two ways out, latencies, cold users, scale.
+
+Each gives a document for the JSON and says in it what bounded the figure.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
+from uuid import uuid4
+
+import orjson
+
+from pipeline.sandbox.processes import until
+from tests.benchmarks.loads import CACHED, Load, user_key
+from tests.benchmarks.machine import MEASURED, OTHERS, pin
+from tests.benchmarks.paced import latencies
+from tests.benchmarks.rig import Part, Rig, Taken
+from tests.benchmarks.rows import DECIDE, FLOOR, Stand
+
+_MOST_BYTES, _MOST_EVENTS = 3_500_000, 10_000
+_ODP_EVENTS, _ODP_BATCH = 300_000, 500
+_READY_SECONDS = 60.0
+
+Document = dict[str, Any]
+
+
+def impressions_out(rig: Rig, load: Load, seconds: float) -> Document:
+    """Role logx alone, on results that are there already: impressions a second, and dispatches against the fewest."""
+    with Stand(rig, load) as stand:
+        results = stand.topic("results")
+        stand.rig.measure([stand.worker(results, "decide")], seconds=math.inf)
+        before = rig.sunk()
+        (taken,) = rig.measure([stand.worker(results, "logx")], seconds=seconds)
+        after = rig.sunk()
+    sent = {name: after[name] - before[name] for name in ("requests", "events", "bytes")}
+    fewest = max(math.ceil(sent["bytes"] / _MOST_BYTES), math.ceil(sent["events"] / _MOST_EVENTS))
+    return _one(taken, "impressions", load.impressions) | {
+        "dispatches": sent["requests"], "fewest_dispatches": fewest, "largest": after["largest"],
+    }  # fmt: skip
+
+
+def odp_events_out(rig: Rig, seconds: float) -> Document:
+    """Role odp_events alone: events a second."""
+    with Stand(rig, Load(name="odp-events", title="ODP events", requests=100)) as stand:
+        stand.publish(stand.load.datafile(rig.sink))
+        topic = stand.topic("odp-events", stand.partitions)
+        count = rig.fill(topic, _odp_events())
+        part = stand.worker(stand.topic("results"), "odp_events", TOPICS__ODP_EVENTS=topic)
+        before = rig.sunk()["events"]
+        part = Part(
+            name=part.name, command=part.command, environment=part.environment,
+            finished=lambda: rig.sunk()["events"] - before, total=count,
+        )  # fmt: skip
+        (taken,) = rig.measure([part], seconds=seconds)
+    return _one(taken, "events", 1)
+
+
+def _odp_events() -> Iterator[tuple[bytes, bytes]]:
+    for number in range(1, _ODP_EVENTS + 1):
+        key = user_key(number)
+        event = {"action": "viewed", "identifiers": {"fs_user_id": key.decode()}, "data": {"page": f"/p/{number}"}}
+        yield key, orjson.dumps(event)
+
+
+def paced(rig: Rig, *, rates: dict[str, int], seconds: float) -> list[Document]:
+    """Latency of decide, and of the floor beside it, at each of these rates (share of the maximum -> requests/s)."""
+    found = []
+    with Stand(rig, CACHED, filled=False) as stand:
+        for share, rate in rates.items():
+            for contender in (FLOOR, DECIDE):
+                taken = _paced_run(stand, contender, rate, seconds)
+                found.append({"share": share, "rate": rate, "contender": contender, **taken})
+    return found
+
+
+def _paced_run(stand: Stand, contender: str, rate: int, seconds: float) -> Document:
+    rig = stand.rig
+    with ExitStack() as stack:
+        stand.requests = rig.new_topic("paced", stand.partitions)
+        results = rig.new_topic("results", stand.partitions)
+        stack.callback(rig.delete_topics, stand.requests, results)
+        (part,) = stand.parts(contender, results)
+        process = rig.start(part)
+        stack.callback(process.kill)
+        pin(process.pid, MEASURED)
+        # A first request shows that it reads; until then nothing is timed.
+        rig.fill(stand.requests, [next(stand.load.values())])
+        until(lambda: part.finished() > 0 or not process.running, timeout=_READY_SECONDS, what=f"{contender} to answer")
+        command = [sys.executable, "-m", "tests.benchmarks.paced", "--bootstrap-servers", rig.bootstrap_servers]
+        command += ["--topic", stand.requests, "--rate", str(rate), "--seconds", str(seconds)]
+        generator = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        pin(generator.pid, OTHERS)
+        said, _ = generator.communicate(timeout=seconds + _READY_SECONDS)
+        sent = int(rate * seconds) + 1
+        until(lambda: part.finished() >= sent, timeout=_READY_SECONDS, what="the last results")
+        late = float(json.loads(said)["late"])
+        return asdict(latencies(rig.bootstrap_servers, results, range(stand.partitions), skip=1, late=late))
+
+
+def scaled(rig: Rig, workers: int, seconds: float) -> Document:
+    """Several processes of one group on one core: what each more costs in processor time for a request."""
+    with Stand(rig, CACHED, filled=False) as stand:
+        results = stand.topic("results")
+        group = f"bench-{uuid4().hex[:6]}"
+        parts = [stand.worker(results, "decide", group=group) for _ in range(workers)]
+        (taken,) = [rig.measure_together(parts, seconds=seconds, fill=lambda: stand.fill())]
+    return {"workers": workers, **_one(taken, "requests", 1)}
+
+
+def _one(taken: Taken, units: str, of_each: int) -> Document:
+    return {
+        "us": taken.us / of_each, f"{units}_per_second": taken.rate * of_each, "waited": taken.waited,
+        "peak_mb": taken.peak_bytes / 1e6,
+    }  # fmt: skip
