@@ -35,8 +35,8 @@ Role = Literal["decide", "logx", "odp_events"]
 ROLES: tuple[Role, ...] = ("decide", "logx", "odp_events")
 
 SDK_KEY_PATTERN = r"^[A-Za-z0-9+/=_-]{1,128}$"
-_SERVERS = r"^(\[[^\]]+\]|[^,:\s]+):\d{1,5}(,(\[[^\]]+\]|[^,:\s]+):\d{1,5})*$"
-_LOOKS = {_SERVERS: "must be host:port, or several separated by commas"}
+SERVERS = r"^(\[[^\]]+\]|[^,:\s]+):\d{1,5}(,(\[[^\]]+\]|[^,:\s]+):\d{1,5})*$"
+_LOOKS = {SERVERS: "must be host:port, or several separated by commas"}
 # For the last commit of a hand-over, after the drain.
 _HANDOVER_MARGIN = 15.0
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -68,7 +68,7 @@ class KafkaSettings(Section):
 
     bootstrap_servers: str = Field(
         "127.0.0.1:9092",
-        pattern=_SERVERS,
+        pattern=SERVERS,
         description="Brokers to ask first, `host:port`, separated by commas.",
     )
     group_id: str = Field("decision-pipeline", min_length=1, description="Each role's group is `<group_id>.<role>`.")

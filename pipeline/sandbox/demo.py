@@ -8,9 +8,11 @@ Ctrl-C, or the death of this process, leaves nothing running.
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 import time
-from collections.abc import Coroutine
-from contextlib import ExitStack
+from collections.abc import Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,19 +21,22 @@ from typing import Any, TypeVar
 import orjson
 from aiokafka.errors import KafkaError
 
-from pipeline.errors import StartFailed
+from pipeline.errors import ConfigurationError, StartFailed
 from pipeline.sandbox.account import Account
 from pipeline.sandbox.display import Display, display
 from pipeline.sandbox.figures import Figures, figures
 from pipeline.sandbox.guide import example, example_for_kcat
+from pipeline.sandbox.interrupts import Interrupts
 from pipeline.sandbox.parts import Parts, start_parts
 from pipeline.sandbox.processes import free_port, usual_port
 from pipeline.sandbox.session import STILL_SECONDS, Accident, Kill, Session
 from pipeline.sandbox.traffic import Fate, Sent, decide_requests, odp_events, track_events
+from pipeline.settings import SERVERS
 
 REQUESTS = 20_000
 _Outcome = TypeVar("_Outcome")
-_INTERRUPTED = 130
+_LOOK_SECONDS = 0.2
+_LAST_SECONDS = 5
 _KAFKA_PORT, _OPERATIONS_PORT = 9092, 8088
 
 
@@ -53,18 +58,37 @@ class Plan:
 
 
 def run_demo(plan: Plan) -> int:
-    """Run it; the exit code. Raises StartFailed with what to do."""
+    """Run it; the exit code. Raises StartFailed or ConfigurationError with what to do."""
+    if plan.bootstrap_servers is not None:
+        _check_servers(plan.bootstrap_servers)
     if plan.json_file is not None:
         _try_to_write(plan.json_file)
-    with display() as shown:
+    with Interrupts() as interrupts, _quiet_clients(), display() as shown:
         try:
-            return _run(plan, shown)
+            return _run(plan, shown, interrupts)
         except KeyboardInterrupt:
             shown.step("interrupted; everything was stopped")
-            return _INTERRUPTED
+            return interrupts.status
 
 
-def _run(plan: Plan, shown: Display) -> int:
+def _check_servers(bootstrap_servers: str) -> None:
+    if not re.fullmatch(SERVERS, bootstrap_servers):
+        raise ConfigurationError(["--bootstrap-servers: must be host:port, or several separated by commas"])
+
+
+@contextmanager
+def _quiet_clients() -> Iterator[None]:
+    """A broker that is gone is told in one line here; aiokafka would say it thousands of times."""
+    logger = logging.getLogger("aiokafka")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _run(plan: Plan, shown: Display, interrupts: Interrupts) -> int:
     with ExitStack() as stack:
         # Who tries things out finds the ports of the documentation, if they are free.
         port = usual_port if plan.keep_running else lambda _: free_port()
@@ -72,10 +96,10 @@ def _run(plan: Plan, shown: Display) -> int:
             plan.bootstrap_servers, stack, shown, kafka_port=port(_KAFKA_PORT), operations_port=port(_OPERATIONS_PORT)
         )
         try:
-            written = _account_for(plan, parts, shown)
+            written = _account_for(plan, parts, shown, interrupts)
             if plan.keep_running:
                 _keep_running(parts, shown)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, StartFailed):
             parts.abandon()
             raise
     if not plan.keep_running:
@@ -83,21 +107,22 @@ def _run(plan: Plan, shown: Display) -> int:
     return 0 if written["closed"] else 1
 
 
-def _account_for(plan: Plan, parts: Parts, shown: Display) -> Figures:
+def _account_for(plan: Plan, parts: Parts, shown: Display, interrupts: Interrupts) -> Figures:
     """Run the traffic through a worker; the figures, shown and written."""
     account = Account()
     session = Session(parts, account, shown, still_seconds=plan.still_seconds)
     records = list(_records(plan.requests))
     # They live for a millisecond: sent while nobody reads, they are late for certain.
-    _in_loop(session.send(record for record in records if record.fate is Fate.EXPIRED))
+    _in_loop(session.send(record for record in records if record.fate is Fate.EXPIRED), parts, interrupts)
     shown.step("starting a worker")
     parts.worker.start()
-    parts.worker.wait_ready()
+    parts.worker.wait_ready(meanwhile=parts.check)
     accident = Kill(parts, shown) if plan.kill else Accident()
-    _in_loop(session.run([record for record in records if record.fate is not Fate.EXPIRED], accident))
+    on_time = [record for record in records if record.fate is not Fate.EXPIRED]
+    _in_loop(session.run(on_time, accident), parts, interrupts)
     status = 0
     if not plan.keep_running:
-        status = _in_loop(session.end())
+        status = _in_loop(session.end(), parts, interrupts)
     faults = [*account.open(), *accident.faults(account)]
     if status != 0:
         faults.append(f"the worker ended with status {status}")
@@ -112,6 +137,8 @@ def _account_for(plan: Plan, parts: Parts, shown: Display) -> Figures:
 
 def _try_to_write(file: Path) -> None:
     """Before anything is started: a mistyped path must not cost a whole run. An existing file stays as it is."""
+    if str(file) == "-":
+        raise StartFailed("--json - would be a file of that name: name a file, or /dev/stdout")
     new = not file.exists()
     try:
         file.open("ab").close()
@@ -128,17 +155,43 @@ def _write(file: Path, written: Figures) -> None:
         raise StartFailed(f"the figures are above; --json {file} could not be written: {error.strerror}") from error
 
 
-def _in_loop(coroutine: Coroutine[Any, Any, _Outcome]) -> _Outcome:
-    """Run it. Raises StartFailed if the broker or a stand-in is gone."""
+def _in_loop(coroutine: Coroutine[Any, Any, _Outcome], parts: Parts, interrupts: Interrupts) -> _Outcome:
+    """Run it. Raises StartFailed that names the part which is gone."""
     try:
-        return asyncio.run(coroutine)
+        return interrupts.run(_while_all_run(coroutine, parts))
     except (KafkaError, OSError) as error:
-        raise StartFailed(f"the broker or a stand-in does not answer any more: {error}") from error
+        raise _gone(error) from error
     except ExceptionGroup as group:
+        told, _ = group.split(StartFailed)
+        if told is not None:
+            raise told.exceptions[0] from group
         gone, others = group.split((KafkaError, OSError))
         if gone is None or others is not None:
             raise
-        raise StartFailed(f"the broker or a stand-in does not answer any more: {gone.exceptions[0]}") from group
+        raise _gone(gone.exceptions[0]) from group
+
+
+def _gone(error: Exception) -> StartFailed:
+    return StartFailed(f"the broker or a stand-in does not answer any more: {error}")
+
+
+async def _while_all_run(coroutine: Coroutine[Any, Any, _Outcome], parts: Parts) -> _Outcome:
+    """What it returns. Whatever it waits for is not waited for once a part has ended: raises StartFailed."""
+    running = asyncio.ensure_future(coroutine)
+    try:
+        while not running.done():
+            await asyncio.wait([running], timeout=_LOOK_SECONDS)
+            parts.check()
+        if running.exception() is not None:
+            # A part whose connections were cut first is known to have ended a moment later.
+            await asyncio.sleep(_LOOK_SECONDS)
+            parts.check()
+    finally:
+        running.cancel()
+        await asyncio.wait([running], timeout=_LAST_SECONDS)
+        if running.done() and not running.cancelled():
+            running.exception()  # Else asyncio would say that nobody looked at it.
+    return running.result()
 
 
 def _records(requests: int) -> chain[Sent]:
@@ -154,7 +207,7 @@ Everything was stopped. Where to look next:
 
 
 def _keep_running(parts: Parts, shown: Display) -> None:
-    """Say what is there, and wait for Ctrl-C. Raises StartFailed should a part end by itself."""
+    """Say what is there, and wait for Ctrl-C. Raises StartFailed that names a part which ended by itself."""
     topics = "\n".join(f"    {topic}" for topic in parts.topics.values())
     shown.step(
         f"\nEverything stays up until Ctrl-C.\n"
@@ -167,10 +220,9 @@ def _keep_running(parts: Parts, shown: Display) -> None:
         f"The same with kcat:\n\n{example_for_kcat(parts.bootstrap_servers, parts.topics)}\n"
     )
     try:
-        while parts.worker.running and not parts.stand_ins.ended:
-            time.sleep(0.2)
+        while True:
+            parts.check()
+            time.sleep(_LOOK_SECONDS)
     except KeyboardInterrupt:
         parts.abandon()
         shown.step("stopped")
-        return
-    raise StartFailed(f"a part of the demo ended by itself; the end of the worker's log:\n{parts.worker.log_tail()}")

@@ -12,8 +12,6 @@ import shutil
 import signal
 import socket
 import struct
-import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -21,7 +19,7 @@ from typing import Self
 
 from pipeline.errors import StartFailed
 from pipeline.sandbox.kafka_jars import ensure_downloaded
-from pipeline.sandbox.processes import Guarded, free_port, until
+from pipeline.sandbox.processes import ANOTHER_DISK, Guarded, free_port, how_it_ended, temporary_directory, until
 
 FAST_START: tuple[str, ...] = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 """JVM flags: the quick compiler alone saves a third of the start and the second core."""
@@ -34,7 +32,11 @@ _JAVA_ALWAYS = (
 )
 _CLUSTER_ID = "ZGVjaXNpb24tcGlwZWxpbg"
 _ROOM_BYTES = 100_000_000
-_ELSEWHERE = "Free some room, or set TMPDIR to a directory of another disk"
+_NO_SPACE = "No space left on device"
+_HARDLY_ANY_BYTES = 1_000_000
+_LINES_SEARCHED = 100_000
+_LINES_SHOWN = 5
+_GRAVE = " ERROR "
 _START_SECONDS = 60
 _STOP_SECONDS = 15
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -121,7 +123,7 @@ class LocalKafka:
             self._run(java, jars)
         except OSError as error:
             self.stop()
-            raise StartFailed(f"Kafka cannot be started: {error}. {_ELSEWHERE}") from error
+            raise StartFailed(f"Kafka cannot be started: {error}. {ANOTHER_DISK}") from error
         except BaseException:
             self.stop()
             raise
@@ -135,6 +137,18 @@ class LocalKafka:
         if self._directory is None and self._home is not None:
             shutil.rmtree(self._home, ignore_errors=True)
             self._home = None
+
+    @property
+    def ended(self) -> str | None:
+        """How and why it ended although nobody stopped it; None while it runs."""
+        if self._process is None or self._process.running or self._home is None:
+            return None
+        log = self._process.log_tail(_LINES_SEARCHED)
+        # On a full disk its log may be what found no room.
+        if _NO_SPACE in log or shutil.disk_usage(self._home).free < _HARDLY_ANY_BYTES:
+            return f"{_NO_SPACE}: {self._home.parent} is full. {ANOTHER_DISK}"
+        grave = [line for line in log.splitlines() if _GRAVE in line]
+        return "\n".join([how_it_ended(self._process.wait(1)), *grave[-_LINES_SHOWN:]])
 
     def kill(self) -> None:
         """As a power cut: SIGKILL. The data stay; `start()` runs it again on the same port."""
@@ -159,11 +173,7 @@ class LocalKafka:
         configuration.write_text("".join(f"{name}={value}\n" for name, value in self._all_properties(home).items()))
         if not (home / "data" / "meta.properties").exists():
             self._format(command, configuration)
-        process = self._process = Guarded(
-            [*command, "kafka.Kafka", str(configuration)],
-            log=home / "kafka.log",
-            remove=home if self._directory is None else None,
-        )
+        process = self._guarded([*command, "kafka.Kafka", str(configuration)], log="kafka.log")
         try:
             until(lambda: not process.running or self._answers(), timeout=_START_SECONDS, what="the broker")
         except TimeoutError as error:
@@ -173,14 +183,14 @@ class LocalKafka:
 
     def _prepared_home(self) -> Path:
         if self._home is None:
-            self._home = self._directory or Path(tempfile.mkdtemp(prefix="decision-pipeline-kafka-"))
+            self._home = self._directory or temporary_directory("kafka")
             self._home.mkdir(parents=True, exist_ok=True)
         # A broker whose disk is full says so in its log only, and ends in the middle of whatever it was asked.
         free = shutil.disk_usage(self._home).free
         if free < _ROOM_BYTES:
             raise StartFailed(
                 f"no room for Kafka's data: {free / 1e6:.0f} MB are free in {self._home.parent}, "
-                f"{_ROOM_BYTES / 1e6:.0f} MB are needed. {_ELSEWHERE}"
+                f"{_ROOM_BYTES / 1e6:.0f} MB are needed. {ANOTHER_DISK}"
             )
         return self._home
 
@@ -199,16 +209,19 @@ class LocalKafka:
         options = ["format", "-t", _CLUSTER_ID, "-c", str(configuration)]
         for name, password in self._scram_users.items():
             options += ["--add-scram", f"SCRAM-SHA-512=[name={name},password={password}]"]
+        process = self._guarded([*command, "kafka.tools.StorageTool", *options], log="format.log")
         try:
-            done = subprocess.run(
-                [*command, "kafka.tools.StorageTool", *options],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_START_SECONDS,
-                check=False, text=True, start_new_session=True,
-            )  # fmt: skip
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise StartFailed(f"Java could not be run: {error}") from error
-        if done.returncode != 0:
-            raise StartFailed(f"Kafka's data directory could not be made:\n{done.stdout[-2000:]}")
+            status = process.wait(_START_SECONDS)
+        except TimeoutError as error:
+            raise StartFailed(f"Kafka's data directory was not made: {error}") from error
+        if status != 0:
+            raise StartFailed(f"Kafka's data directory could not be made:\n{process.log_tail()}")
+
+    def _guarded(self, command: Sequence[str], *, log: str) -> Guarded:
+        assert self._home is not None
+        remove = self._home if self._directory is None else None
+        self._process = Guarded(command, log=self._home / log, remove=remove)
+        return self._process
 
     def _answers(self) -> bool:
         """Whether the broker answers an ApiVersions request, which it does only once it takes part in the cluster."""

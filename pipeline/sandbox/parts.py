@@ -8,27 +8,24 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from uuid import uuid4
 
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
-
 from pipeline.errors import StartFailed
+from pipeline.sandbox import existing_kafka
 from pipeline.sandbox.display import Display
 from pipeline.sandbox.kafka import LocalKafka, java_command
 from pipeline.sandbox.kafka_jars import ensure_downloaded
-from pipeline.sandbox.processes import StandIns
+from pipeline.sandbox.processes import StandIns, how_it_ended
 from pipeline.sandbox.worker import Worker, worker_environment
+from pipeline.settings import ROLES
 
 _PARTITIONS = 8
 _COMMAND_SECONDS = 60
-_DELETE_SECONDS = 5
 _LAST_SECONDS = 3
+_LINES_SHOWN = 5
 TOPICS = ("decide_requests", "decide_results", "track_events", "odp_events", "dead_letters")
 
 
@@ -41,6 +38,18 @@ class Parts:
     stand_ins: StandIns
     topics: Mapping[str, str]
     worker: Worker
+
+    def check(self) -> None:
+        """Raises StartFailed that names a part which ended although nobody stopped it, with the end of its log."""
+        if self.kafka is not None and (told := self.kafka.ended) is not None:
+            raise StartFailed(f"Kafka ended by itself: {told}")
+        if self.stand_ins.ended:
+            raise StartFailed(f"the stand-in for {self.stand_ins.ended[0]} ended by itself; try again")
+        if self.worker.ended:
+            log = self.worker.log_tail(_LINES_SHOWN)
+            raise StartFailed(
+                f"the worker ended by itself ({how_it_ended(self.worker.wait(1))}); its log ends with\n{log}"
+            )
 
     def abandon(self) -> None:
         """End at once what would end politely: nothing of it is needed any more."""
@@ -55,13 +64,18 @@ def start_parts(
 ) -> Parts:
     """Everything but the worker runs; `stack` ends it in the opposite order. Raises StartFailed with what to do.
 
-    `bootstrap_servers` names an existing Kafka; it gets topics of this run alone, which are deleted at the end.
+    `bootstrap_servers` names an existing Kafka; it gets topics and groups of this run alone, deleted at the end.
     """
     run = f"demo-{uuid4().hex[:8]}"
-    kafka = None if bootstrap_servers else start_kafka(stack, shown, port=kafka_port)
-    own_topics = "" if kafka else f"{run}."
+    kafka: LocalKafka | None = None
+    if bootstrap_servers is None:
+        kafka = start_kafka(stack, shown, port=kafka_port)
+        address, own_topics = kafka.bootstrap_servers, ""
+    else:
+        shown.step(f"asking Kafka at {bootstrap_servers}")
+        existing_kafka.ensure_answers(bootstrap_servers)
+        address, own_topics = bootstrap_servers, f"{run}."
     topics = {stream: own_topics + stream.replace("_", ".") for stream in TOPICS}
-    address = bootstrap_servers or (kafka.bootstrap_servers if kafka else "")
     shown.step("starting stand-ins for Optimizely's CDN, ODP and logx")
     stand_ins = stack.enter_context(StandIns())
     settings = {
@@ -78,11 +92,11 @@ def start_parts(
         "OPS__PORT": str(operations_port),
     }
     environment = worker_environment(settings, topics=topics, stand_ins=stand_ins)
-    create_topics(environment)
     if kafka is None:
-        stack.callback(lambda: asyncio.run(_delete_topics(address, topics, shown)))
-    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="decision-pipeline-demo-")))
-    worker = Worker(environment, log=directory / "worker.log", remove=directory)
+        groups = [f"{run}.{role}" for role in ROLES]
+        stack.callback(lambda: _remove(address, list(topics.values()), groups, shown))
+    create_topics(environment)
+    worker = Worker(environment, log=stand_ins.directory / "worker.log", remove=stand_ins.directory)
     stack.callback(lambda: worker.stop(timeout=_LAST_SECONDS))
     return Parts(address, kafka, stand_ins, topics, worker)
 
@@ -105,16 +119,11 @@ def create_topics(environment: Mapping[str, str]) -> None:
     except subprocess.TimeoutExpired as error:
         raise StartFailed(f"`pipeline topics create` took longer than {_COMMAND_SECONDS} s") from error
     if done.returncode != 0:
-        raise StartFailed(f"`pipeline topics create` failed: {done.stderr or done.stdout}")
+        raise StartFailed(
+            f"`pipeline topics create` failed: {(done.stderr or done.stdout).strip().removeprefix('error: ')}"
+        )
 
 
-async def _delete_topics(bootstrap_servers: str, topics: Mapping[str, str], shown: Display) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
-    try:
-        async with asyncio.timeout(_DELETE_SECONDS):
-            await admin.start()
-            await admin.delete_topics(list(topics.values()))
-    except (TimeoutError, KafkaError) as error:
-        shown.step(f"the topics {', '.join(topics.values())} could not be deleted: {error!r}")
-    finally:
-        await admin.close()
+def _remove(bootstrap_servers: str, topics: list[str], groups: list[str], shown: Display) -> None:
+    for line in asyncio.run(existing_kafka.remove(bootstrap_servers, topics=topics, groups=groups)):
+        shown.step(line)

@@ -29,6 +29,8 @@ from pipeline.errors import StartFailed
 _PACKAGE_PARENT = Path(pipeline.__file__).parents[1]
 _GUARD = Path(__file__).with_name("guard.py")
 _CALL_SECONDS = 30
+_SIGNALLED = 128
+ANOTHER_DISK = "Free some room, or set TMPDIR to a directory of another disk"
 
 Service = Literal["cdn", "odp", "logx", "cmab"]
 SERVICES: tuple[Service, ...] = ("cdn", "odp", "logx", "cmab")
@@ -124,6 +126,26 @@ class Guarded:
             self._guard.stdin.close()
 
 
+def how_it_ended(status: int) -> str:
+    """A status as a person says it."""
+    if status <= _SIGNALLED:
+        return f"exit code {status}"
+    try:
+        name = signal.Signals(status - _SIGNALLED).name
+    except ValueError:
+        return f"exit code {status}"
+    return f"{name}, as if the machine had no memory left" if status == _SIGNALLED + signal.SIGKILL else name
+
+
+def temporary_directory(name: str) -> Path:
+    """A new one. Raises StartFailed if the machine has no place for it."""
+    try:
+        return Path(tempfile.mkdtemp(prefix=f"decision-pipeline-{name}-"))
+    except OSError as error:
+        why = error.strerror or error
+        raise StartFailed(f"no temporary directory can be made: {why}. {ANOTHER_DISK}") from error
+
+
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that was free a moment ago."""
     with socket.socket() as probe:
@@ -171,7 +193,8 @@ class StandIns:
         """
         self._wanted_ports = ports
         self._arguments = arguments
-        self._directory = Path(tempfile.mkdtemp(prefix="decision-pipeline-stand-ins-"))
+        self.directory = temporary_directory("stand-ins")
+        """Of this process's run alone; it is removed at the end, whatever that is."""
         self._processes: dict[Service, Guarded] = {}
         self._ports: dict[Service, int] = {}
         try:
@@ -238,7 +261,7 @@ class StandIns:
         """End them; what they counted is gone."""
         for process in self._processes.values():
             process.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _start(self, services: Sequence[Service]) -> None:
         for service in services:
@@ -246,8 +269,8 @@ class StandIns:
             arguments = self._arguments.get(service, ())
             self._processes[service] = Guarded(
                 [sys.executable, "-m", f"pipeline.sandbox.{service}", "--port", port, *arguments],
-                log=self._directory / f"{service}.log",
-                remove=self._directory,
+                log=self.directory / f"{service}.log",
+                remove=self.directory,
             )
         for service in services:
             self._ports[service] = self._port_of(service)

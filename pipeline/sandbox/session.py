@@ -1,7 +1,7 @@
 """The time in which a run is under way: records are produced, results read, a worker perhaps killed, until all is said.
 
-Ends when the account closes, or when nothing has moved for half a minute: what is missing then will not come.
-Used by the demo, once for a run.
+Ends when the account closes, or when nothing has moved for half a minute: what is missing then will not come. A broker
+that is gone ends it at once; no client waits for one at its end. Used by the demo, once for a run.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, suppress
 from itertools import islice
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
 
+from pipeline.errors import StartFailed
 from pipeline.sandbox.account import Account
 from pipeline.sandbox.display import Display
 from pipeline.sandbox.parts import Parts
@@ -22,6 +25,8 @@ from pipeline.sandbox.traffic import Sent
 STILL_SECONDS = 30
 _SENT_AT_ONCE = 1000
 _READ_MS = 200
+_ANSWER_SECONDS = 5
+_LAST_SECONDS = 2
 
 
 class Session:
@@ -37,14 +42,7 @@ class Session:
 
     async def send(self, records: Iterable[Sent]) -> None:
         """Produce records in their order, and book each with its place."""
-        producer = AIOKafkaProducer(
-            bootstrap_servers=self._parts.bootstrap_servers,
-            enable_idempotence=True,
-            compression_type="zstd",
-            linger_ms=5,
-        )
-        await producer.start()
-        try:
+        async with self._producer() as producer:
             for batch in _batches(iter(records)):
                 sending = [
                     await producer.send(self._parts.topics[record.stream], record.value, key=record.key)
@@ -53,8 +51,6 @@ class Session:
                 for record, future in zip(batch, sending, strict=True):
                     at = await future
                     self._account.book_sent(f"{at.topic}-{at.partition}-{at.offset}", record)
-        finally:
-            await producer.stop()
 
     async def run(self, records: list[Sent], accident: Accident) -> None:
         """Send `records`, read what comes of them and of those sent before; `seconds` until all were answered."""
@@ -62,23 +58,21 @@ class Session:
         account, before = self._account, self._account.progress
         requests = sum(record.stream == "decide_requests" for record in records) + account.count("decide_requests")
         total = len(records) + len(account.sent)
-        consumer = await self._reader()
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                producing = tasks.create_task(self.send(records))
-                while time.monotonic() - moved < self._still_seconds:
-                    await self._read(consumer)
-                    self._shown.progress(account, records=total, requests=requests)
-                    accident.happen(account, requests)
-                    if not self.seconds and producing.done() and account.answered >= requests:
-                        self.seconds = time.monotonic() - started
-                    if producing.done() and accident.over and not account.open():
-                        break
-                    if account.progress != before:
-                        before, moved = account.progress, time.monotonic()
-                producing.cancel()
-        finally:
-            await consumer.stop()
+        async with self._reader() as consumer, asyncio.TaskGroup() as tasks:
+            producing = tasks.create_task(self.send(records))
+            while time.monotonic() - moved < self._still_seconds:
+                await self._read(consumer)
+                self._shown.progress(account, records=total, requests=requests)
+                accident.happen(account, requests)
+                if not self.seconds and producing.done() and account.answered >= requests:
+                    self.seconds = time.monotonic() - started
+                if producing.done() and accident.over and not account.open():
+                    break
+                if account.progress != before:
+                    before, moved = account.progress, time.monotonic()
+            else:
+                await self._ask_broker(consumer)
+            producing.cancel()
         self.seconds = self.seconds or time.monotonic() - started
         account.book_worker(self._parts.worker.metric("segment_lookups_total", outcome="hit"))
 
@@ -91,16 +85,38 @@ class Session:
             # The thread waits for the worker, and the loop's end for the thread.
             worker.signal(signal.SIGKILL)
             raise
-        consumer = await self._reader()
-        try:
+        async with self._reader() as consumer:
             ends = await consumer.end_offsets(consumer.assignment())
             while any([await consumer.position(partition) < end for partition, end in ends.items()]):
                 await self._read(consumer)
-        finally:
-            await consumer.stop()
         return status
 
-    async def _reader(self) -> AIOKafkaConsumer:
+    async def _ask_broker(self, consumer: AIOKafkaConsumer) -> None:
+        """Nothing moves: raises StartFailed if that is because Kafka, perhaps on another machine, is gone."""
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await consumer.end_offsets(consumer.assignment())
+        except (TimeoutError, KafkaError) as error:
+            raise StartFailed(f"Kafka at {self._parts.bootstrap_servers} does not answer any more") from error
+
+    @asynccontextmanager
+    async def _producer(self) -> AsyncIterator[AIOKafkaProducer]:
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self._parts.bootstrap_servers,
+            enable_idempotence=True,
+            compression_type="zstd",
+            linger_ms=5,
+        )
+        try:
+            await producer.start()
+            yield producer
+        finally:
+            # Its last batches wait for a broker without end: idempotent ones never expire.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(producer.stop(), _LAST_SECONDS)
+
+    @asynccontextmanager
+    async def _reader(self) -> AsyncIterator[AIOKafkaConsumer]:
         """A reader of the results and dead letters; goes on where the last one ended."""
         topics = self._parts.topics["decide_results"], self._parts.topics["dead_letters"]
         consumer = AIOKafkaConsumer(
@@ -109,10 +125,14 @@ class Session:
             auto_offset_reset="earliest",
             isolation_level="read_committed",
         )
-        await consumer.start()
-        for partition, offset in self._next.items():
-            consumer.seek(partition, offset)
-        return consumer
+        try:
+            await consumer.start()
+            for partition, offset in self._next.items():
+                consumer.seek(partition, offset)
+            yield consumer
+        finally:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(consumer.stop(), _LAST_SECONDS)
 
     async def _read(self, consumer: AIOKafkaConsumer) -> None:
         account = self._account
@@ -152,24 +172,30 @@ class Kill(Accident):
         self.over = False
         self._parts = parts
         self._shown = shown
+        self._repeats = 0
         # From the start, so that a short run has a POST under way, too.
         parts.stand_ins.control("logx", hold_answers=True)
 
     def happen(self, account: Account, requests: int) -> None:
         if account.kills:
-            self.over = account.logx.get("repeats", 0) > 0
+            self.over = self._repeated(account)
         elif account.logx.get("unanswered", 0) and account.answered >= requests // 4:
             self._kill(account)
 
     def faults(self, account: Account) -> list[str]:
         if not account.kills:
             return ["the worker was not killed: there was no POST under way to logx"]
-        return [] if account.logx.get("repeats", 0) else ["the kill caused no repeat on the wire"]
+        return [] if self._repeated(account) else ["the kill caused no repeat on the wire"]
+
+    def _repeated(self, account: Account) -> bool:
+        """A held POST that the worker gave up before its death was repeated, too: that is not of the kill."""
+        return int(account.logx.get("repeats", 0)) > self._repeats
 
     def _kill(self, account: Account) -> None:
         worker = self._parts.worker
         account.book_worker(worker.metric("segment_lookups_total", outcome="hit"))
         worker.kill()
+        self._repeats = self._parts.stand_ins.ledger("logx")["repeats"]
         self._parts.stand_ins.control("logx", hold_answers=False)
         worker.start()
         account.kills += 1

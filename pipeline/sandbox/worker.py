@@ -12,7 +12,7 @@ import signal
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import StartFailed
@@ -45,6 +45,7 @@ class Worker:
         self._environment = {**environment, "PIPELINE_OPS__PORT": str(self.port)}
         self._command = [sys.executable, "-m", module, *arguments]
         self._process: Guarded | None = None
+        self._wanted = False
 
     @property
     def pid(self) -> int:
@@ -54,14 +55,28 @@ class Worker:
     def running(self) -> bool:
         return self._process is not None and self._process.running
 
+    @property
+    def ended(self) -> bool:
+        """Whether it ended although nobody stopped it."""
+        return self._wanted and not self.running
+
     def start(self) -> None:
         """Run it; returns at once."""
         self._process = Guarded(self._command, log=self.log, environment=self._environment, remove=self._remove)
+        self._wanted = True
 
-    def wait_ready(self, timeout: float = 30) -> None:
-        """Wait for `/ready`. Raises StartFailed with the end of its log if it ends or is late."""
+    def wait_ready(self, timeout: float = 30, *, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Wait for `/ready`. Raises StartFailed with the end of its log if it ends or is late.
+
+        `meanwhile` is called again and again, and may raise.
+        """
+
+        def ready() -> bool:
+            meanwhile()
+            return not self.running or self.readiness[0] == 200
+
         try:
-            until(lambda: not self.running or self.readiness[0] == 200, timeout=timeout, what="the worker")
+            until(ready, timeout=timeout, what="the worker")
         except TimeoutError as error:
             raise StartFailed(f"{error}; /ready says {self.readiness[1]}\n{self.log_tail()}") from error
         if not self.running:
@@ -75,11 +90,13 @@ class Worker:
         """SIGTERM, and its status; killed after `timeout` seconds. 0 if it was never started."""
         if self._process is None:
             return 0
+        self._wanted = False
         self._process.signal(signal.SIGCONT)
         return self._process.stop(timeout)
 
     def kill(self) -> int:
         """SIGKILL, as a node that dies."""
+        self._wanted = False
         return self._running().kill()
 
     def signal(self, number: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.sandbox.processes import until
+
+_BETWEEN_PRESSES = 0.15
 
 
 class Terminal:
@@ -45,21 +48,26 @@ class Terminal:
                 return self.said
         raise AssertionError(f"{words!r} was not said: {self.said}")
 
-    def interrupt(self) -> float:
-        """Ctrl-C, which reaches the whole group of processes; the seconds until its end."""
+    def interrupt(self, number: int = signal.SIGINT, *, presses: int = 1) -> float:
+        """Ctrl-C, or another signal, which reaches the whole group of processes; the seconds until its end."""
         assert self.process.stdout is not None
         children = descendants(self.process.pid)
         interrupted = time.monotonic()
-        os.killpg(self.process.pid, signal.SIGINT)
+        for _ in range(presses):
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(_BETWEEN_PRESSES)
         self.said += self.process.stdout.read()
         self.process.wait(15)
         took = time.monotonic() - interrupted
-        until(
-            lambda: not any(Path(f"/proc/{pid}").exists() for pid in children),
-            timeout=5,
-            what="the end of all children",
-        )
+        ended(children)
         return took
+
+
+def ended(children: list[int]) -> None:
+    """Wait until none of the processes is there any more."""
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), timeout=5, what="the end of all children")
 
 
 def descendants(pid: int) -> list[int]:
@@ -71,8 +79,19 @@ def descendants(pid: int) -> list[int]:
 
 def is_stand_in(pid: int, service: str) -> bool:
     """Whether the process is the stand-in itself, and not its guard."""
-    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    return words[1:3] == [b"-m", f"pipeline.sandbox.{service}".encode()]
+    return _words(pid)[1:3] == ["-m", f"pipeline.sandbox.{service}"]
+
+
+def is_worker(pid: int) -> bool:
+    return _words(pid)[1:4] == ["-m", "pipeline", "run"]
+
+
+def is_java(pid: int) -> bool:
+    return _words(pid)[0].endswith("/java")
+
+
+def _words(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
 
 
 def paste_example(said: str) -> dict[str, Any]:

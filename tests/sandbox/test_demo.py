@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,8 +26,11 @@ from pipeline.sandbox.processes import StandIns, until
 from pipeline.sandbox.session import Kill, Session
 from pipeline.sandbox.traffic import Fate, Sent, decide_requests
 from pipeline.sandbox.worker import Worker
-from tests.sandbox.terminal import Terminal, descendants, is_stand_in, paste_example
+from tests.sandbox.calls import call
+from tests.sandbox.terminal import Terminal, descendants, ended, is_java, is_stand_in, is_worker, paste_example
 from tests.sandbox.test_account import assert_printed_is_written
+from tests.sandbox.test_stand_ins import event, visitor
+from tests.sandbox.test_stand_ins import payload as logx_payload_of
 from tests.support import Broker
 
 
@@ -125,7 +129,7 @@ def test_an_attempt_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None
     new, old = tmp_path / "new", tmp_path / "old"
     old.write_bytes(b"the figures of the run before")
     for file in (new, old):
-        with pytest.raises(StartFailed, match=r"^`pipeline topics create` failed"):
+        with pytest.raises(StartFailed, match=r"^--bootstrap-servers: 127\.0\.0\.1:1 cannot be reached"):
             run_demo(Plan(json_file=file, bootstrap_servers="127.0.0.1:1"))
     assert old.read_bytes() == b"the figures of the run before"
     assert not new.exists()
@@ -159,12 +163,17 @@ def test_the_kill_waits_for_a_post_under_way_and_demands_repeats(stand_ins: Stan
         account.book_services({"unanswered": 1, "events": 7}, {})
         kill.happen(account, 8)
         assert worker.done == [], "not before a part of the requests is answered"
+        stand_ins.control("logx", hold_answers=False)
+        for _ in range(2):
+            # The second is a repeat before the kill, of a POST that the worker gave up.
+            assert call(stand_ins.logx_url, logx_payload_of(visitor(event(1)))).status == 204
         kill.happen(account, 0)
+        account.book_services({"unanswered": 1, "repeats": 1}, {})
         kill.happen(account, 0)
         assert (worker.done, kill.over, account.kills, account.cache_hits) == (["kill", "start"], False, 1, 3)
         assert stand_ins.control("logx")["hold_answers"] is False
         assert kill.faults(account) == ["the kill caused no repeat on the wire"]
-        account.book_services({"repeats": 1}, {})
+        account.book_services({"repeats": 2}, {})
         kill.happen(account, 0)
     assert (worker.done, kill.over, kill.faults(account)) == (["kill", "start"], True, [])
 
@@ -189,33 +198,77 @@ async def test_an_interrupt_does_not_wait_for_a_worker_that_will_not_stop(stand_
 
 
 @pytest.mark.parametrize("words", ["starting Apache Kafka", "sent "], ids=["while Kafka starts", "in the middle"])
-def test_ctrl_c_leaves_nothing_running(pipeline: Callable[..., Terminal], words: str) -> None:
+def test_ctrl_c_leaves_nothing_running_however_often_it_is_pressed(
+    pipeline: Callable[..., Terminal], words: str
+) -> None:
     terminal = pipeline("demo")
     terminal.read_until(words)
     if words == "sent ":
         assert len(descendants(terminal.process.pid)) >= 10, "guards and what they guard"
-    assert_interrupted(terminal)
+    assert_interrupted(terminal, presses=3)
 
 
-def test_ctrl_c_while_the_worker_starts(kafka: Broker, pipeline: Callable[..., Terminal]) -> None:
+def test_sigterm_while_the_worker_starts_is_like_ctrl_c(kafka: Broker, pipeline: Callable[..., Terminal]) -> None:
     terminal = pipeline("demo", "--bootstrap-servers", kafka.bootstrap_servers)
     terminal.read_until("starting a worker")
-    assert_interrupted(terminal)
+    assert_interrupted(terminal, signal.SIGTERM)
 
 
-def test_a_part_that_is_gone_ends_it_in_one_line(kafka: Broker, pipeline: Callable[..., Terminal]) -> None:
+def test_killed_while_kafka_makes_its_data_directory_it_leaves_nothing(
+    pipeline: Callable[..., Terminal], own_temporary_directory: Path
+) -> None:
+    terminal = pipeline("demo")
+    terminal.read_until("starting Apache Kafka")
+    pid = terminal.process.pid
+    until(lambda: any(map(is_java, descendants(pid))), timeout=10, what="java", interval=0.005)
+    assert [path.name.startswith("decision-pipeline-kafka-") for path in own_temporary_directory.iterdir()] == [True]
+    children = descendants(pid)
+    os.kill(pid, signal.SIGKILL)
+    ended(children)
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        (lambda pid: is_stand_in(pid, "logx"), r"the stand-in for logx ended by itself; try again"),
+        (is_worker, r"the worker ended by itself \(SIGKILL, as if [^)]+\); its log ends with"),
+    ],
+    ids=["logx", "worker"],
+)
+def test_a_part_that_is_gone_is_named_and_not_waited_for(
+    kafka: Broker, pipeline: Callable[..., Terminal], part: Callable[[int], bool], told: str
+) -> None:
     terminal = pipeline("demo", "--bootstrap-servers", kafka.bootstrap_servers)
-    terminal.read_until("starting a worker")
-    (logx,) = (pid for pid in descendants(terminal.process.pid) if is_stand_in(pid, "logx"))
-    os.kill(logx, signal.SIGKILL)
+    terminal.read_until("sent ")
+    assert re.fullmatch(told, assert_it_ends_without(terminal, part)[0])
+
+
+def test_a_broker_that_is_gone_is_named_and_not_waited_for(pipeline: Callable[..., Terminal]) -> None:
+    terminal = pipeline("demo")
+    terminal.read_until("sent ")
+    assert assert_it_ends_without(terminal, is_java) == [
+        "Kafka ended by itself: SIGKILL, as if the machine had no memory left"
+    ]
+
+
+def assert_it_ends_without(terminal: Terminal, part: Callable[[int], bool]) -> list[str]:
+    """Kill a part; the lines of the error that ends the run soon."""
+    children = descendants(terminal.process.pid)
+    (pid,) = filter(part, children)
+    killed = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
     assert terminal.end() == 1
-    assert "error: the broker or a stand-in does not answer any more: " in terminal.said
+    assert time.monotonic() - killed < 10
+    ended(children)
     assert "Traceback" not in terminal.said
+    before, said = terminal.said.split("error: ")
+    assert all(line.startswith(("starting ", "asking ", "sent ")) for line in before.splitlines())
+    return said.splitlines()
 
 
-def assert_interrupted(terminal: Terminal) -> None:
-    assert terminal.interrupt() < 10
-    assert terminal.process.returncode == 130
+def assert_interrupted(terminal: Terminal, number: int = signal.SIGINT, *, presses: int = 1) -> None:
+    assert terminal.interrupt(number, presses=presses) < 10
+    assert terminal.process.returncode == 128 + number
     assert terminal.said.endswith("interrupted; everything was stopped\n")
     assert "Traceback" not in terminal.said
 
@@ -226,5 +279,6 @@ async def test_nothing_of_it_stays_on_an_existing_broker(kafka: Broker) -> None:
     await admin.start()
     try:
         assert [topic for topic in await admin.list_topics() if topic.startswith("demo-")] == []
+        assert [group for group, *_ in await admin.list_consumer_groups() if group.startswith("demo-")] == []
     finally:
         await admin.close()

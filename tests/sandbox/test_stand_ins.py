@@ -329,7 +329,7 @@ def test_stand_ins_die_with_their_starter() -> None:
         import sys
         from pipeline.sandbox.processes import StandIns
         running = StandIns()
-        print(*map(running.pid, running.services), running._directory, flush=True)
+        print(*map(running.pid, running.services), running.directory, flush=True)
         sys.stdin.read()
     """
     starter = subprocess.Popen(

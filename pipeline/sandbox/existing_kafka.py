@@ -1,0 +1,98 @@
+"""Somebody's Kafka that the demo was told to use: whether it can be, and nothing of the run left in it.
+
+Used by `parts`. Every wait has a deadline; the errors name the option and not the settings of a worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    GroupIdNotFound,
+    KafkaError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
+from aiokafka.protocol.admin import DeleteGroupsRequest
+from aiokafka.protocol.group import LeaveGroupRequest
+
+from pipeline.errors import StartFailed
+
+_ANSWER_SECONDS = 5
+_REMOVE_SECONDS = 5
+# Number 1, of Metadata version 1 about no topic: a listener that wants a password hangs up on whoever asks that first.
+_QUESTION = struct.pack(">ihhihi", 14, 3, 1, 1, -1, 0)
+PLAIN_ONLY = "the demo uses a listener without TLS and without a password"
+
+
+def ensure_answers(bootstrap_servers: str) -> None:
+    """Ask each address. Raises StartFailed, saying why of each, if none answers as a broker that this can use."""
+    faults = []
+    for server in bootstrap_servers.split(","):
+        host, _, port = server.rpartition(":")
+        fault = _fault(host.strip("[]"), int(port))
+        if fault is None:
+            return
+        faults.append(f"{server} {fault}")
+    raise StartFailed(f"--bootstrap-servers: {', '.join(faults)}; is Kafka running there? {PLAIN_ONLY.capitalize()}")
+
+
+def _fault(host: str, port: int) -> str | None:
+    try:
+        with socket.create_connection((host, port), timeout=_ANSWER_SECONDS) as connection:
+            connection.sendall(_QUESTION)
+            answer = connection.recv(8)
+    except TimeoutError:
+        return f"says nothing for {_ANSWER_SECONDS} s"
+    except OverflowError:
+        return "is no port"
+    except OSError as error:
+        return f"cannot be reached ({error.strerror or error})"
+    if not answer:
+        return "hangs up, as it may want TLS or a password"
+    return None if answer[4:] == struct.pack(">i", 1) else "is no Kafka, or wants TLS"
+
+
+async def remove(bootstrap_servers: str, *, topics: Iterable[str], groups: Iterable[str]) -> list[str]:
+    """Delete topics and consumer groups, members included; what could not be, one sentence each."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    left: list[str] = []
+    try:
+        async with asyncio.timeout(_REMOVE_SECONDS):
+            await admin.start()
+            deleted: Any = await admin.delete_topics(list(topics))
+            for topic, code in deleted.topic_error_codes:
+                left += _told(f"topic {topic}", code, UnknownTopicOrPartitionError)
+            for group in groups:
+                left += await _remove_group(admin, group)
+    except (TimeoutError, KafkaError) as error:
+        left.append(f"{', '.join([*topics, *groups])} could not be deleted: {error!r}")
+    finally:
+        await admin.close()
+    return left
+
+
+async def _remove_group(admin: AIOKafkaAdminClient, group: str) -> list[str]:
+    """A member with a name of its own stays when its worker ends, to come back; a group with members is not deleted."""
+    try:
+        coordinator = await admin.find_coordinator(group)
+    except GroupCoordinatorNotAvailableError:
+        return []  # This Kafka never had a group.
+    described: Any
+    for described in await admin.describe_consumer_groups([group], coordinator):
+        for _error, _group, _state, _type, _protocol, members, *_ in described.groups:
+            for member, *_ in members:
+                await admin._send_request(LeaveGroupRequest(group, member), coordinator)
+    deleted: Any = await admin._send_request(DeleteGroupsRequest([group]), coordinator)
+    return [line for name, code in deleted.results for line in _told(f"group {name}", code, GroupIdNotFound)]
+
+
+def _told(what: str, code: int, absent: type[KafkaError]) -> list[str]:
+    error = for_code(code)
+    return [] if code == 0 or error is absent else [f"{what} could not be deleted: {error.__name__}"]

@@ -1,0 +1,60 @@
+"""Ctrl-C, SIGTERM and SIGHUP while there is something to take down in order: the first ends it, others do nothing.
+
+The first is a KeyboardInterrupt, whichever it was and whether a loop runs or not. Impatience must not cut short what
+removes processes and directories: every wait in there has a deadline. Used by the demo and by `pipeline sandbox`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine
+from types import FrameType
+from typing import Any, Self, TypeVar
+
+_Outcome = TypeVar("_Outcome")
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupts:
+    """A context manager for the main thread; `status` is the exit code of who was ended by a signal."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self._cancel: Callable[[], object] | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in _NUMBERS:
+            # nohup, and a shell that starts something in the background, have some ignored: it stays so.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._happened)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            # After an interrupt only this process's end follows, in which a handler of ours would not count any more.
+            signal.signal(number, signal.SIG_IGN if self.status else handler)
+
+    def run(self, coroutine: Coroutine[Any, Any, _Outcome]) -> _Outcome:
+        """asyncio.run, whose own handler would take the second Ctrl-C as an order to leave everything behind."""
+        try:
+            return asyncio.run(self._cancellable(coroutine))
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+        finally:
+            self._cancel = None
+
+    async def _cancellable(self, coroutine: Coroutine[Any, Any, _Outcome]) -> _Outcome:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+        return await coroutine
+
+    def _happened(self, number: int, frame: FrameType | None) -> None:
+        if self.status:
+            return
+        self.status = 128 + number
+        if self._cancel is None:
+            raise KeyboardInterrupt
+        self._cancel()
