@@ -1,27 +1,39 @@
 """The account of a run: every record that was sent, and what became of it. Pure; fed and read by the demo.
 
 A request is accounted for by exactly one of a result, a result with an error, a dead letter, as its sender expected; a
-dead letter says where its record lay and why, and holds its bytes; an impression is at logx once for each that the
-results owe. The account closes when nothing is missing and nothing is there that nobody sent. Things that reached a
-service twice are no fault: they carry one identity and count once.
+result says what `contents` can tell; a dead letter says where its record lay and why, and holds its bytes; what the
+results owe and what was sent is at the services once. The account closes when nothing is missing and nothing is there
+that nobody sent. What reached a service twice is no fault: it carries one identity and counts once.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
 from pipeline.messages import dead_letters
-from pipeline.messages.delivery import SOURCE_HEADER
-from pipeline.sandbox.traffic import Fate, Sent, Stream
+from pipeline.messages.contracts import DECIDE_RESULT
+from pipeline.messages.delivery import RESULT_SOURCE_HEADER, SOURCE_HEADER, Headers
+from pipeline.sandbox.contents import (
+    Impression,
+    Published,
+    conversions_at,
+    conversions_due,
+    impressions_at,
+    impressions_of,
+    odp_events_at,
+    odp_events_due,
+    result_faults,
+)
+from pipeline.sandbox.traffic import EXPIRED, Fate, Sent, Stream
 
 _NAMED_AT_MOST = 5
-# What the contract says, not what the worker's code says.
-_EXPIRED = "request expired"
-_ENABLED_ONLY = b"ENABLED_FLAGS_ONLY"
+_SHOWN_AT_MOST = 120
+_Told = TypeVar("_Told")
+_ANSWERED = (Fate.DECIDED, Fate.ERROR, Fate.EXPIRED)
 
 
 class _DeadLetter(NamedTuple):
@@ -40,61 +52,96 @@ class Account:
         self.decisions: dict[str, Counter[str]] = {}
         """Flag -> variation -> decisions; of results that count."""
         self.errors: Counter[str] = Counter()
-        self.impressions_due = 0
-        self._twice: list[str] = []
-        self._undecided: set[str] = set()
-        self.second_dead_letters = 0
-        self.cache_hits = 0
+        self.cache_hits_of: list[int] = []
+        """Of each worker, in the order of their ends."""
         self.kills = 0
         self.logx: Mapping[str, Any] = {}
         self.odp: Mapping[str, Any] = {}
         self._results: dict[str, Fate] = {}
+        self._impressions: Counter[Impression] = Counter()
         self._dead: dict[str, _DeadLetter] = {}
+        self._twice: list[str] = []
+        self._dead_twice: list[str] = []
+        self._unreadable: list[str] = []
+        self._unchecked: dict[str, Published] = {}
+        """Results whose requests are not booked yet."""
+        self._faults: defaultdict[str, list[str]] = defaultdict(list)
+        """What is wrong with results -> their sources."""
 
     def book_sent(self, source: str, record: Sent) -> None:
         """`source` is where the record is: topic-partition-offset."""
         self.sent[source] = record
+        if source in self._unchecked:
+            self._check(source, self._unchecked.pop(source))
 
-    def book_result(self, value: bytes) -> None:
+    def book_result(self, key: bytes | None, value: bytes | None, headers: Headers, *, partition: int) -> None:
         """A record of decide.results. Of several with one source, the first counts."""
-        result = orjson.loads(value)
-        if result["source"] in self._results:
-            self._twice.append(result["source"])
+        named = {name: text.decode() for name, text in headers}.get(RESULT_SOURCE_HEADER, "")
+        document = _document(value)
+        if document is None:
+            self._unreadable.append(named or "without a source")
             return
-        error = result.get("error")
-        if error is None:
-            fate = Fate.DECIDED
-            if not result["decisions"]:
-                self._undecided.add(result["source"])
-            for decision in result["decisions"]:
-                self.decisions.setdefault(decision["flagKey"], Counter())[decision["variationKey"]] += 1
+        source = document["source"]
+        if source in self._results:
+            self._twice.append(source)
+            return
+        self._results[source] = self._count_result(document)
+        published = Published(key, document, partition, named)
+        if source in self.sent:
+            self._check(source, published)
         else:
-            fate = Fate.EXPIRED if error == _EXPIRED else Fate.ERROR
-            self.errors[error] += 1
-        self._results[result["source"]] = fate
-        self.impressions_due += len(result.get("tracking", {}).get("impressions", ()))
+            self._unchecked[source] = published
 
-    def book_dead_letter(self, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]]) -> None:
+    def _count_result(self, document: Mapping[str, Any]) -> Fate:
+        self._impressions.update(impressions_of(document))
+        error = document.get("error")
+        if error is not None:
+            self.errors[error] += 1
+            return Fate.EXPIRED if error == EXPIRED else Fate.ERROR
+        for decision in document["decisions"]:
+            self.decisions.setdefault(decision["flagKey"], Counter())[decision["variationKey"]] += 1
+        return Fate.DECIDED
+
+    def _check(self, source: str, published: Published) -> None:
+        record = self.sent[source]
+        if record.fate in _ANSWERED:
+            for fault in result_faults(source, record, published):
+                self._faults[fault].append(source)
+
+    def book_dead_letter(self, key: bytes | None, value: bytes | None, headers: Headers) -> None:
         """A record of dead.letters. Of several with one source, the first counts."""
         known = {name: text.decode() for name, text in headers}
-        source = known[SOURCE_HEADER]
-        self.second_dead_letters += source in self._dead
+        source = known.get(SOURCE_HEADER, "")
+        if source in self._dead:
+            self._dead_twice.append(source)
         names = (dead_letters.TOPIC_HEADER, dead_letters.PARTITION_HEADER, dead_letters.OFFSET_HEADER)
         place = known.get(names[0], ""), known.get(names[1], ""), known.get(names[2], "")
         letter = _DeadLetter(known.get(dead_letters.REASON_HEADER, ""), place, key or b"", value or b"")
         self._dead.setdefault(source, letter)
 
     def book_services(self, logx: Mapping[str, Any], odp: Mapping[str, Any]) -> None:
-        """The ledgers of the stand-ins, as they are now."""
+        """The ledgers of the stand-ins, as they are now. Where both are full, `open` compares what they hold."""
         self.logx, self.odp = logx, odp
 
     def book_worker(self, cache_hits: float) -> None:
         """What a worker counted, once in its life, at its end."""
-        self.cache_hits += int(cache_hits)
+        self.cache_hits_of.append(int(cache_hits))
+
+    @property
+    def cache_hits(self) -> int:
+        return sum(self.cache_hits_of)
+
+    @property
+    def impressions_due(self) -> int:
+        return self._impressions.total()
 
     @property
     def second_results(self) -> int:
         return len(self._twice)
+
+    @property
+    def second_dead_letters(self) -> int:
+        return len(self._dead_twice)
 
     @property
     def answered(self) -> int:
@@ -131,7 +178,13 @@ class Account:
 
     def open(self) -> list[str]:
         """What is missing, surplus or otherwise than expected, one sentence each; empty when the account closes."""
-        return [*self._open_records(), *self._open_dead_letters(), *self._open_services()]
+        return [
+            *self._open_records(),
+            *self._open_results(),
+            *self._open_dead_letters(),
+            *self._open_services(),
+            *self._open_contents(),
+        ]
 
     def _open_records(self) -> list[str]:
         missing: list[str] = []
@@ -153,13 +206,14 @@ class Account:
             *_sentence("with a result and a dead letter", both),
             # A published decision is final, whatever was killed in between.
             *_sentence("with a second result", self._twice),
-            *_sentence("answered without a decision", self._without_decision()),
+            # Who is killed between the letter and the commit writes it again; nobody else does.
+            *_sentence("with a second dead letter", [] if self.kills else self._dead_twice),
         ]
 
-    def _without_decision(self) -> list[str]:
-        """Answers that name no flag, though the request did not ask to leave disabled flags out."""
-        asked = {source: self.sent[source].value or b"" for source in self._undecided if source in self.sent}
-        return [source for source, value in asked.items() if _ENABLED_ONLY not in value]
+    def _open_results(self) -> list[str]:
+        unreadable = _sentence("with a result that is none by its schema", self._unreadable)
+        faults = (_sentence(f"whose result {fault}", sources) for fault, sources in self._faults.items())
+        return [*unreadable, *(sentence for sentences in faults for sentence in sentences)]
 
     def _open_dead_letters(self) -> list[str]:
         reasons: list[str] = []
@@ -188,12 +242,43 @@ class Account:
             ("events at ODP", self.delivered("odp_events"), self.odp.get("distinct_events", 0)),
             ("events at logx that contradict an earlier one", 0, self.logx.get("conflicts", 0)),
             ("requests refused by logx", 0, sum(self.logx.get("refused", {}).values())),
+            ("events at ODP that contradict an earlier one", 0, self.odp.get("conflicting_events", 0)),
             ("event requests refused by ODP", 0, self.odp.get("refused_events", 0)),
         )
         return [f"{what}: {there:,}, should be {should:,}" for what, should, there in due if there != should]
 
+    def _open_contents(self) -> list[str]:
+        """What the services have that is not what they should have, though its number may be right."""
+        if "entries" not in self.logx or "event_bodies" not in self.odp:
+            return []
+        records = self.sent.values()
+        return [
+            *_surplus("impressions at logx that no result owes", impressions_at(self.logx), self._impressions),
+            *_surplus("conversions at logx that nobody sent", conversions_at(self.logx), conversions_due(records)),
+            *_surplus("events at ODP that nobody sent", odp_events_at(self.odp), odp_events_due(records)),
+        ]
+
     def _fate(self, source: str) -> Fate | None:
         return Fate.DEAD_LETTER if source in self._dead else self._results.get(source)
+
+
+def _document(value: bytes | None) -> dict[str, Any] | None:
+    """The result in a record's value; None if it is none."""
+    try:
+        document: dict[str, Any] = orjson.loads(value or b"")
+    except orjson.JSONDecodeError:
+        return None
+    return document if DECIDE_RESULT.is_valid(document) else None
+
+
+def _surplus(what: str, there: Counter[_Told], due: Counter[_Told]) -> list[str]:
+    surplus = there - due
+    return [f"{what}: {surplus.total():,}, such as {_shown(next(iter(surplus)))}"] if surplus else []
+
+
+def _shown(told: object) -> str:
+    text = told.decode() if isinstance(told, bytes) else " ".join(map(str, told)) if isinstance(told, tuple) else ""
+    return text if len(text) <= _SHOWN_AT_MOST else f"{text[:_SHOWN_AT_MOST]}..."
 
 
 def _sentence(what: str, sources: list[str]) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import orjson
 from aiohttp import web
 
-from pipeline.sandbox.logx_payload import IMPRESSION, Event, Invalid, read_payload
+from pipeline.sandbox.logx_payload import IMPRESSION, Event, Identity, Invalid, read_payload
 from pipeline.sandbox.server import Handler, StandIn, answer_json, argument_parser, serve
 
 MAX_BYTES = 3_500_000
@@ -34,7 +34,7 @@ class Logx(StandIn):
         self.reset()
 
     def reset(self) -> None:
-        self._events: dict[tuple[str, str, int], Event] = {}
+        self._events: dict[Identity, Event] = {}
         self._names: dict[str, str] = {}
         self._dispatches = self._repeats = self._conflicts = self._conversions = 0
         self._largest_batch = self._largest_bytes = self._bytes = 0
@@ -66,7 +66,10 @@ class Logx(StandIn):
             "refusals": self._refusals,
         }
         if query.get("full"):
-            counted["entries"] = [[*identity, *event] for identity, event in self._events.items()]
+            counted["entries"] = [[*identity, *event[:5]] for identity, event in self._events.items()]
+            counted["values"] = {
+                identity[1]: orjson.Fragment(event[6]) for identity, event in self._events.items() if event[6]
+            }  # uuid -> tags, revenue and value of a conversion that has any
         return counted
 
     async def _post_events(self, request: web.Request) -> web.Response:
@@ -74,7 +77,7 @@ class Logx(StandIn):
         if request.content_type != "application/json":
             return self._refuse(400, f"content type {request.content_type}")
         if not self.faults["unread"]:
-            return self._take(body)
+            return self.take(body)
         self._unread.append(body)
         self._unread_bytes += len(body)
         if self._unread_bytes > _MOST_UNREAD_BYTES:
@@ -83,11 +86,12 @@ class Logx(StandIn):
 
     def _read_all(self) -> None:
         for body in self._unread:
-            self._take(body)
+            self.take(body)
         self._unread.clear()
         self._unread_bytes = 0
 
-    def _take(self, body: bytes) -> web.Response:
+    def take(self, body: bytes) -> web.Response:
+        """Read a body and count its events; the answer to it."""
         if len(body) > MAX_BYTES:
             return self._refuse(413, f"{len(body)} bytes")
         try:
@@ -107,7 +111,7 @@ class Logx(StandIn):
             self._refusals.append(why)
         return answer_json({"error": why}, status=status)
 
-    def _count(self, events: list[tuple[tuple[str, str, int], Event]], size: int) -> None:
+    def _count(self, events: list[tuple[Identity, Event]], size: int) -> None:
         self._dispatches += 1
         self._bytes += size
         self._largest_batch = max(self._largest_batch, len(events))
@@ -116,11 +120,16 @@ class Logx(StandIn):
         for identity, event in events:
             before = known.get(identity)
             if before is None:
-                # Names repeat in every event; kept once, half a million events fit in 200 MB.
-                visitor, flag, rule, variation, key = event
+                # Names repeat in every event; kept once, half a million events fit in 220 MB.
+                visitor, flag, rule, variation, key, rest, values = event
                 entity = name(identity[0], identity[0])
-                kept = (visitor, name(flag, flag), name(rule, rule), name(variation, variation), name(key, key))
-                known[(entity, identity[1], identity[2])] = kept
+                flag, rule, variation, key = (
+                    name(flag, flag),
+                    name(rule, rule),
+                    name(variation, variation),
+                    name(key, key),
+                )
+                known[(entity, identity[1], identity[2])] = (visitor, flag, rule, variation, key, rest, values)
                 self._conversions += key != IMPRESSION
             else:
                 self._repeats += 1

@@ -9,11 +9,20 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import orjson
+
 MAX_EVENTS = 10_000
 IMPRESSION = "campaign_activated"
 
-Event = tuple[str, str, str, str, str]
-"""visitor_id, flag_key, rule_key, variation_key, key; the middle three are empty for a conversion."""
+Identity = tuple[str, str, int]
+"""entity_id, uuid, timestamp: what Optimizely counts an event by."""
+
+Event = tuple[str, str, str, str, str, int, bytes]
+"""visitor_id, flag_key, rule_key, variation_key, key, a hash of all else that is said of it, a conversion's values.
+
+The keys of flag, rule and variation are empty for a conversion. Values are its tags, revenue and value as one JSON
+object, empty where it has none; an impression's are always empty.
+"""
 
 _ENVELOPE = {
     "account_id": str,
@@ -25,10 +34,11 @@ _ENVELOPE = {
     "enrich_decisions": bool,
     "visitors": list,
 }
-_EVENT = {"entity_id", "key", "timestamp", "uuid", "tags", "revenue", "value"}
+_VALUES = ("tags", "revenue", "value")
+_EVENT = {"entity_id", "key", "timestamp", "uuid", *_VALUES}
 _RULE_TYPES = {"feature-test", "rollout", "holdout", "experiment"}
 _REGIONS = {"US", "EU"}
-_NO_NAMES = ("", "", "")
+_NO_NAMES = ("", "", ""), 0
 _LARGEST_NUMBER = 2**53
 _EARLIEST, _LATEST = 1_000_000_000_000, 9_999_999_999_999
 
@@ -39,8 +49,8 @@ class Invalid(Exception):
 
 class Payload(NamedTuple):
     project_id: str
-    events: list[tuple[tuple[str, str, int], Event]]
-    """((entity_id, uuid, timestamp), event), in order."""
+    events: list[tuple[Identity, Event]]
+    """In order."""
 
 
 def read_payload(document: Any) -> Payload:
@@ -48,10 +58,11 @@ def read_payload(document: Any) -> Payload:
     if type(document) is not dict:
         raise Invalid("not an object")
     _check_envelope(document)
-    events: list[tuple[tuple[str, str, int], Event]] = []
+    account = hash((document["account_id"], document["project_id"]))
+    events: list[tuple[Identity, Event]] = []
     for number, visitor in enumerate(document["visitors"]):
         try:
-            _read_visitor(visitor, events)
+            _read_visitor(visitor, account, events)
         except Invalid as error:
             raise Invalid(f"visitors[{number}]: {error}") from None
         except (KeyError, TypeError, AttributeError) as error:
@@ -78,7 +89,7 @@ def _check_envelope(document: dict[str, Any]) -> None:
         raise Invalid("region is unknown")
 
 
-def _read_visitor(visitor: Any, events: list[tuple[tuple[str, str, int], Event]]) -> None:
+def _read_visitor(visitor: Any, account: int, events: list[tuple[Identity, Event]]) -> None:
     visitor_id, attributes, snapshots = visitor["visitor_id"], visitor["attributes"], visitor["snapshots"]
     if len(visitor) != 3 or type(visitor_id) is not str or not visitor_id:
         raise Invalid("visitor_id is no text, or there is more than visitor_id, attributes, snapshots")
@@ -93,25 +104,27 @@ def _read_visitor(visitor: Any, events: list[tuple[tuple[str, str, int], Event]]
             raise Invalid("an attribute is not exactly entity_id, key, type `custom`, value")
         if type(attribute["entity_id"]) is not str or type(attribute["key"]) is not str:
             raise Invalid("an attribute's entity_id or key is no text")
+    of_all = hash((account, orjson.dumps(attributes, option=orjson.OPT_SORT_KEYS)))
     for snapshot in snapshots:
         happened = snapshot["events"]
         if type(happened) is not list or not happened:
             raise Invalid("a snapshot without events")
         decided = len(snapshot) > 1
-        flag_key, rule_key, variation_key = _read_decision(snapshot) if decided else _NO_NAMES
+        (flag_key, rule_key, variation_key), decision = _read_decision(snapshot) if decided else _NO_NAMES
         for event in happened:
-            identity, key = _read_event(event)
+            identity, key, values = _read_event(event)
             if (key == IMPRESSION) is not decided:
                 raise Invalid(f"{IMPRESSION} and decisions go together")
-            events.append((identity, (visitor_id, flag_key, rule_key, variation_key, key)))
+            rest = hash((of_all, decision, values))
+            events.append((identity, (visitor_id, flag_key, rule_key, variation_key, key, rest, values)))
 
 
 def _is_usable_number(value: Any) -> bool:
     return type(value) in (int, float) and -_LARGEST_NUMBER <= value <= _LARGEST_NUMBER
 
 
-def _read_decision(snapshot: dict[str, Any]) -> tuple[str, str, str]:
-    """flag_key, rule_key and variation_key of the one decision."""
+def _read_decision(snapshot: dict[str, Any]) -> tuple[tuple[str, str, str], int]:
+    """flag_key, rule_key and variation_key of the one decision, and a hash of the rest of it."""
     decisions = snapshot["decisions"]
     if len(snapshot) != 2 or type(decisions) is not list or len(decisions) != 1 or len(snapshot["events"]) != 1:
         raise Invalid("a snapshot is not one decision and one event")
@@ -131,20 +144,25 @@ def _read_decision(snapshot: dict[str, Any]) -> tuple[str, str, str]:
         raise Invalid("metadata.rule_type or metadata.enabled is unknown")
     if len(metadata) != 5 and not (len(metadata) == 6 and type(metadata["cmab_uuid"]) is str):
         raise Invalid("metadata has more than is documented")
-    return names
+    said = metadata["rule_type"], metadata["enabled"], metadata.get("cmab_uuid")
+    return names, hash((campaign_id, experiment_id, variation_id, said))
 
 
-def _read_event(event: Any) -> tuple[tuple[str, str, int], str]:
+def _read_event(event: Any) -> tuple[Identity, str, bytes]:
+    """Its identity, key and values."""
     entity_id, uuid, timestamp, key = event["entity_id"], event["uuid"], event["timestamp"], event["key"]
+    values = b""
     if len(event) != 4:
         _check_optional(event)
+        said = {name: event[name] for name in _VALUES if name in event}
+        values = orjson.dumps(said, option=orjson.OPT_SORT_KEYS)
     if type(timestamp) is not int or not _EARLIEST <= timestamp <= _LATEST:
         raise Invalid("timestamp is not milliseconds")
     if type(uuid) is not str or len(uuid) != 36 or uuid.count("-") != 4:
         raise Invalid("uuid is no UUID")
     if type(entity_id) is not str or type(key) is not str or not key:
         raise Invalid("entity_id or key is no text")
-    return (entity_id, uuid, timestamp), key
+    return (entity_id, uuid, timestamp), key, values
 
 
 def _check_optional(event: dict[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 `POST /v3/graphql` is executed by graphql-core against a real schema, so a query is really parsed and validated; a user
 it does not know is an error at that alias, and null, beside the data of the others. `POST /v3/events` takes 1 to 500
-events and counts them once by `idempotence_id`; an event makes its identifiers known and of one person.
+events and counts them once by `idempotence_id`; an event makes its identifiers known and of one person. Accounts, each
+with its API key, share neither people nor events.
 Controls: `api_keys`; `users`, an object user id -> segments that goes before the 5,000 people; `max_aliases` and
 `refuse_status`, a limit on users in a query and how it is refused (200: as GraphQL errors); `poison`, identifier
 values that an event request is refused for; `form`, `exact` or `fast` (see odp_fast.py).
@@ -11,7 +12,7 @@ values that an event request is refused for; `form`, `exact` or `fast` (see odp_
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -29,7 +30,7 @@ from graphql import (
 )
 
 from pipeline.sandbox.odp_events import as_kept, events_fault
-from pipeline.sandbox.odp_fast import Answers, Shape, shape_of
+from pipeline.sandbox.odp_fast import UNKNOWN, Answers, Shape, shape_of
 from pipeline.sandbox.odp_people import People
 from pipeline.sandbox.odp_schema import SCHEMA
 from pipeline.sandbox.project_data import API_KEYS
@@ -82,12 +83,11 @@ class Odp(StandIn):
 
     def reset(self) -> None:
         self._people: dict[str, People] = {}
-        self._asked: Counter[str] = Counter()
+        self._asked: dict[str, Counter[str]] = defaultdict(Counter)
         self._per_second: Counter[int] = Counter()
         self._graphql = self._aliases = self._unknown = self._largest_query = self._refused = self._denied = 0
-        self._events: Counter[str] = Counter()
-        self._bodies: dict[str, dict[str, Any]] = {}
-        self._event_requests = self._largest_batch = self._bad_events = 0
+        self._bodies: dict[tuple[str, str], dict[str, Any]] = {}
+        self._event_requests = self._largest_batch = self._bad_events = self._repeats = self._conflicts = 0
         self._refusals: list[str] = []
 
     def routes(self) -> Mapping[tuple[str, str], Handler]:
@@ -97,24 +97,27 @@ class Odp(StandIn):
         counted: dict[str, Any] = {
             "graphql_requests": self._graphql,
             "aliases": self._aliases,  # users asked for, repeats included
-            "users": len(self._asked),
-            "unknown_users": self._unknown,
+            "users": sum(map(len, self._asked.values())),  # distinct ones of each account
+            "unknown_users": self._unknown,  # as often as they were asked for
             "largest_query": self._largest_query,
             "busiest_second": max(self._per_second.values(), default=0),
             "query_texts": len(self._queries),
             "refused": self._refused,
             "denied": self._denied,
             "event_requests": self._event_requests,
-            "events": self._events.total(),
-            "distinct_events": len(self._events),
-            "repeated_events": self._events.total() - len(self._events),
+            "events": len(self._bodies) + self._repeats,
+            "distinct_events": len(self._bodies),
+            "repeated_events": self._repeats,
+            "conflicting_events": self._conflicts,  # repeats that say something else than the first
             "largest_event_batch": self._largest_batch,
             "stitched_persons": sum(people.stitched for people in self._people.values()),
             "refused_events": self._bad_events,
             "refusals": self._refusals,
         }
         if query.get("full"):
-            counted |= {"asked": self._asked, "event_bodies": list(self._bodies.values())}
+            counted["asked"] = sum(self._asked.values(), Counter())
+            counted["event_bodies"] = list(self._bodies.values())
+            counted["event_accounts"] = [api_key for api_key, _ in self._bodies]  # of each body
         return counted
 
     def ordered(self, controls: Mapping[str, Any]) -> None:
@@ -143,7 +146,7 @@ class Odp(StandIn):
             return self._bad_query(f"query is too complex: {query.aliases} > {most}", self.faults["refuse_status"])
         self._aliases += query.aliases
         self._largest_query = max(self._largest_query, query.aliases)
-        return answer_json(self._answer_to(query, variables, Asking(self._people_of(api_key), self._asked)))
+        return answer_json(self._answer_to(query, variables, Asking(self._people_of(api_key), self._asked[api_key])))
 
     def _answer_to(self, query: Query, variables: Any, asking: Asking) -> dict[str, Any]:
         if query.shape is not None and self.faults["form"] == FAST:
@@ -155,7 +158,7 @@ class Odp(StandIn):
         assert isinstance(done, ExecutionResult)
         answer: dict[str, Any] = {"data": done.data}
         if done.errors:
-            self._unknown += len(done.errors)
+            self._unknown += sum((error.extensions or {}).get("code") == UNKNOWN for error in done.errors)
             answer["errors"] = [_formatted(error, "DataFetchingException") for error in done.errors]
         return answer
 
@@ -205,9 +208,11 @@ class Odp(StandIn):
         self._largest_batch = max(self._largest_batch, len(events))
         people = self._people_of(api_key)
         for event in events:
-            identity = str(event["data"]["idempotence_id"])
-            self._events[identity] += 1
-            self._bodies[identity] = as_kept(event)
+            identity, kept = (api_key, str(event["data"]["idempotence_id"])), as_kept(event)
+            first = self._bodies.setdefault(identity, kept)
+            if first is not kept:
+                self._repeats += 1
+                self._conflicts += first != kept
             people.meet(event["identifiers"].items())
         return answer_json({"title": "Accepted", "status": 202}, status=202)
 

@@ -19,6 +19,8 @@ _FIELD = re.compile(
     r"\s+edges \{\s+node \{\s+name\s+state\s+\}\s+\}\s+\}\s+\}"
 )
 _FRAGMENTS_KEPT = 10_000
+UNKNOWN = "INVALID_IDENTIFIER_EXCEPTION"
+"""The code of the error at an alias whose identifier nobody has."""
 
 Segments = tuple[str, ...]
 
@@ -83,7 +85,7 @@ def unknown_identifier(alias: str, name: str, value: str) -> dict[str, Any]:
     return {
         "message": f"Exception while fetching data (/{alias}) : could not resolve _{name} = {value}",
         "path": [alias],
-        "extensions": {"classification": "DataFetchingException", "code": "INVALID_IDENTIFIER_EXCEPTION"},
+        "extensions": {"classification": "DataFetchingException", "code": UNKNOWN},
     }
 
 

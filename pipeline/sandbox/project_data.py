@@ -48,6 +48,17 @@ FLAGS = (
     "emergency_stop",
 )
 
+SEGMENTS_OF_RULES = {
+    "checkout_loyal": ("checkout_redesign", {"loyal_customers"}),
+    "banner_recent": ("free_shipping_banner", {"recent_visitors"}),
+    "points_spenders": ("loyalty_points", {"big_spenders"}),
+    "points_loyal": ("loyalty_points", {"loyal_customers"}),
+    "wrapping_gifts": ("gift_wrapping", {"gift_buyers", "mobile_users"}),
+}
+"""Rules that only people with all of some segments are in -> flag and segments."""
+FIRST_RULES = {"checkout_redesign": "checkout_loyal", "free_shipping_banner": "banner_recent"}
+"""Flag -> its first rule, of which everyone with its segments gets a variation, holdouts apart."""
+
 Document = dict[str, Any]
 
 

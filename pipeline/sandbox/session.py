@@ -75,6 +75,7 @@ class Session:
             producing.cancel()
         self.seconds = self.seconds or time.monotonic() - started
         account.book_worker(self._parts.worker.metric("segment_lookups_total", outcome="hit"))
+        await self._book_services("full=1")
 
     async def end(self) -> int:
         """Stop the worker, and read what it still wrote: nothing may come that nobody sent. Its exit status."""
@@ -89,6 +90,8 @@ class Session:
             ends = await consumer.end_offsets(consumer.assignment())
             while any([await consumer.position(partition) < end for partition, end in ends.items()]):
                 await self._read(consumer)
+        # What it posted last is not on any topic.
+        await self._book_services("full=1")
         return status
 
     async def _ask_broker(self, consumer: AIOKafkaConsumer) -> None:
@@ -142,10 +145,15 @@ class Session:
                 if partition.topic == self._parts.topics["dead_letters"]:
                     account.book_dead_letter(record.key, record.value, record.headers)
                 else:
-                    account.book_result(record.value or b"")
-        logx = await asyncio.to_thread(self._parts.stand_ins.ledger, "logx")
-        odp = await asyncio.to_thread(self._parts.stand_ins.ledger, "odp")
-        account.book_services(logx, odp)
+                    account.book_result(record.key, record.value, record.headers, partition=record.partition)
+        await self._book_services()
+
+    async def _book_services(self, query: str = "") -> None:
+        """`full=1` asks for each event there is: tens of thousands, so only at the end."""
+        logx, odp = [
+            await asyncio.to_thread(self._parts.stand_ins.ledger, service, query=query) for service in ("logx", "odp")
+        ]
+        self._account.book_services(logx, odp)
 
 
 class Accident:

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -21,14 +22,28 @@ _BAR = 12
 
 def summary(figures: Figures) -> RenderableType:
     """What was decided, what it took, what could not be decided or processed, the account, whether it closes."""
-    return Group(
-        _titled("Decisions", _decisions(figures["decisions"])),
-        _titled("What it took", _lines(_effort(figures))),
-        _titled("Answered with an error", _errors(figures["errors"])),
-        _titled("Dead letters", _dead_letters(figures["dead_letters_of"])),
-        _titled("The account", _lines(_account(figures))),
-        _verdict(figures),
+    tables = (
+        ("Decisions", _decisions(figures["decisions"])),
+        ("What it took", _lines(_effort(figures))),
+        ("Answered with an error", _errors(figures["errors"])),
+        ("Dead letters", _dead_letters(figures["dead_letters_of"])),
+        ("The account", _lines(_account(figures))),
     )
+    return Group(*(_titled(title, table) for title, table in tables if table.row_count), _verdict(figures))
+
+
+class _Bar:
+    """A share as a bar, also where only ASCII can be written."""
+
+    def __init__(self, share: float) -> None:
+        self._length = max(1, round(_BAR * share))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        # Narrower where there is no room for it: the words beside it say the same.
+        yield Text(("#" if options.ascii_only else "▇") * self._length, style="cyan", no_wrap=True, overflow="crop")
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(1, self._length)
 
 
 def _titled(title: str, table: Table) -> RenderableType:
@@ -38,7 +53,7 @@ def _titled(title: str, table: Table) -> RenderableType:
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     return table
 
 
@@ -53,13 +68,14 @@ def _decisions(decisions: Mapping[str, Mapping[str, int]]) -> Table:
         total = sum(count for _, count in counts)
         for place, (variation, count) in enumerate(counts):
             name = Text(variation) if variation else Text("none", style="dim")
-            bar = Text("▇" * max(1, round(_BAR * count / total)), style="cyan")
-            table.add_row(flag if place == 0 else "", name, f"{count:,}", f"{count / total:.0%}", bar)
+            table.add_row(flag if place == 0 else "", name, f"{count:,}", f"{count / total:.0%}", _Bar(count / total))
     return table
 
 
 def _lines(lines: Iterator[tuple[str, str]]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for _ in range(2):
+        table.add_column(overflow="fold")
     for what, how in lines:
         table.add_row(Text(what), Text(how))
     return table
@@ -69,26 +85,46 @@ def _effort(figures: Figures) -> Iterator[tuple[str, str]]:
     segments, logx, odp = figures["segments"], figures["logx"], figures["odp"]
     yield (
         "segments",
-        f"{segments['requests']:,} requests needed those of {segments['cold_users']:,} users: "
-        f"{segments['graphql_requests']:,} GraphQL requests, {segments['users_per_request']:,} users each, "
-        f"at most {segments['largest_request']:,}",
+        f"{_some(segments['requests'], 'request')} needed those of {_some(segments['cold_users'], 'user')} in "
+        f"{_some(segments['environments'], 'environment')}: {_some(segments['graphql_requests'], 'GraphQL request')} "
+        f"of {segments['users_per_request']:,} users each, {segments['users_looked_up']:,} in all, "
+        f"at most {segments['largest_request']:,} in one",
     )
-    yield "cache", f"{segments['cache_hits']:,} look-ups answered from it"
+    yield "cache", _cache(segments)
     yield (
         "logx",
-        f"{logx.get('events', 0):,} events in {logx.get('dispatches', 0):,} dispatches, "
-        f"at most {logx.get('largest_batch', 0):,} in one, {logx.get('largest_bytes', 0):,} bytes",
+        f"{_some(logx.get('events', 0), 'event')} in {_some(logx.get('dispatches', 0), 'dispatch', 'es')}, "
+        f"at most {logx.get('largest_batch', 0):,} in one, {_some(logx.get('largest_bytes', 0), 'byte')}",
     )
     yield (
         "ODP",
-        f"{odp.get('events', 0):,} events in {odp.get('event_requests', 0):,} requests, "
+        f"{_some(odp.get('events', 0), 'event')} in {_some(odp.get('event_requests', 0), 'request')}, "
         f"at most {odp.get('largest_event_batch', 0):,} in one",
     )
     yield (
         "throughput",
-        f"{figures['sent']['decide_requests']:,} requests answered in {figures['seconds']:,} s, "
+        f"{_some(figures['sent']['decide_requests'], 'request')} answered in {figures['seconds']:,} s, "
         f"{figures['requests_per_second']:,} a second, everything on this machine",
     )
+
+
+def _cache(segments: Mapping[str, Any]) -> str:
+    """After a kill there are more than requests: what was not committed is done again, with another cache."""
+    said = f"{_some(segments['cache_hits'], 'look-up')} answered from it"
+    hits_of = segments["cache_hits_of"]
+    if len(hits_of) < 2:
+        return said
+    each = " + ".join(f"{hits:,} by {worker}" for worker, hits in hits_of.items())
+    return f"{said}: {each}, which began with an empty one and repeated what was not committed"
+
+
+def _some(count: int, singular: str, ending: str = "s") -> str:
+    return f"{count:,} {singular}{'' if count == 1 else ending}"
+
+
+def _same(count: int, other: int) -> str:
+    """What stands between two numbers that should be equal."""
+    return "=" if count == other else "but"
 
 
 def _errors(errors: Mapping[str, int]) -> Table:
@@ -112,29 +148,38 @@ def _dead_letters(dead_letters_of: Mapping[str, Mapping[str, int]]) -> Table:
 def _account(figures: Figures) -> Iterator[tuple[str, str]]:
     sent, requests, logx, odp = figures["sent"], figures["requests"], figures["logx"], figures["odp"]
     dead = {stream: sum(reasons.values()) for stream, reasons in figures["dead_letters_of"].items()}
+    asked, sources = sent["decide_requests"], figures["distinct_sources"]
     yield (
         "decide requests",
-        f"{sent['decide_requests']:,} sent = {figures['distinct_sources']:,} distinct sources: "
+        f"{asked:,} sent {_same(asked, sources)} {_some(sources, 'distinct source')}: "
         f"{requests['result']:,} decided + {requests['result with error']:,} answered with an error + "
-        f"{requests['expired']:,} expired + {requests['dead letter']:,} dead letters",
+        f"{requests['expired']:,} expired + {_some(requests['dead letter'], 'dead letter')}",
     )
+    due, impressions = figures["impressions_due"], logx.get("impressions", 0)
     yield (
         "impressions",
-        f"{figures['impressions_due']:,} due = {logx.get('impressions', 0):,} distinct at logx "
-        f"({logx.get('repeats', 0):,} repeats on the wire)",
+        f"{due:,} due {_same(due, impressions)} {impressions:,} distinct at logx "
+        f"({_some(logx.get('repeats', 0), 'repeat')} on the wire)",
     )
+    converted, conversions = sent["track_events"], logx.get("conversions", 0)
     yield (
         "conversions",
-        f"{sent['track_events']:,} sent = {logx.get('conversions', 0):,} at logx + {dead['track_events']:,} "
-        "dead letters",
+        f"{converted:,} sent {_same(converted, conversions + dead['track_events'])} "
+        f"{conversions:,} at logx + {_some(dead['track_events'], 'dead letter')}",
     )
+    events, there = sent["odp_events"], odp.get("distinct_events", 0)
     yield (
         "ODP events",
-        f"{sent['odp_events']:,} sent = {odp.get('distinct_events', 0):,} at ODP + {dead['odp_events']:,} dead letters "
-        f"({odp.get('repeated_events', 0):,} repeats on the wire)",
+        f"{events:,} sent {_same(events, there + dead['odp_events'])} "
+        f"{there:,} at ODP + {_some(dead['odp_events'], 'dead letter')} "
+        f"({_some(odp.get('repeated_events', 0), 'repeat')} on the wire)",
+    )
+    yield (
+        "dead letters",
+        f"{_some(sum(dead.values()), 'record')} ({_some(figures['second_dead_letters'], 'repeat')} in the topic)",
     )
     if figures["kills"]:
-        yield "killed with -9", f"{figures['kills']:,} worker, while a POST to logx was under way"
+        yield "killed with -9", f"{_some(figures['kills'], 'worker')}, while a POST to logx was under way"
 
 
 def _verdict(figures: Mapping[str, Any]) -> RenderableType:

@@ -29,7 +29,8 @@ class Fate(StrEnum):
 
 
 class Sent(NamedTuple):
-    """A record to produce. `kind` names what is special about it, `reason` is that of its dead letter."""
+    """A record to produce. `kind` names what is special about it, `reason` is that of its dead letter, `error` that of
+    its result."""
 
     stream: Stream
     key: bytes | None
@@ -37,10 +38,12 @@ class Sent(NamedTuple):
     fate: Fate
     kind: str
     reason: str = ""
+    error: str = ""
 
 
 STREAMS: tuple[Stream, ...] = ("decide_requests", "track_events", "odp_events")
 UNKNOWN_TO_ODP = "unknown to ODP"
+EXPIRED = "request expired"
 _OPTIONS = (
     "INCLUDE_REASONS",
     "EXCLUDE_VARIABLES",
@@ -190,9 +193,9 @@ def _without(body: Body, name: str) -> Body:
     return {key: value for key, value in body.items() if key != name}
 
 
-def _error(kind: str, **changes: object) -> Callable[[Body], Sent]:
+def _error(kind: str, error: str, **changes: object) -> Callable[[Body], Sent]:
     """A request that is answered with an error."""
-    return lambda body: _sent("decide_requests", body | changes, Fate.ERROR, kind)
+    return lambda body: _sent("decide_requests", body | changes, Fate.ERROR, kind)._replace(error=error)
 
 
 def _dead(stream: Stream, kind: str, reason: str, **changes: object) -> Callable[[Body], Sent]:
@@ -202,23 +205,27 @@ def _dead(stream: Stream, kind: str, reason: str, **changes: object) -> Callable
 
 _NO_USER = "user_id_missing"
 _NO_KEY = "sdk_key_unusable"
+# What the contract says, not what the worker's code says.
+_DENIED = "unable to fetch fresh datafile (consider rechecking SDK key), status code: 403 Forbidden"
+_NOT_PARSED = "error parsing request body"
+_NO_SEGMENTS = "failed to fetch qualified segments"
 _WRONG_REQUESTS: tuple[Callable[[Body], Sent], ...] = (
     lambda _: _raw("decide_requests", b'{"userId": "user-00001', "not_json", "not JSON"),
-    _error("unknown SDK key", sdkKey=_UNKNOWN_SDK_KEY),
+    _error("unknown SDK key", "unknown SDK key", sdkKey=_UNKNOWN_SDK_KEY),
     lambda body: _dead_letter("decide_requests", _without(body, "userId"), _NO_USER, "no userId", key="user-00007"),
-    _error("denied SDK key", sdkKey=REVOKED),
-    lambda body: _sent("decide_requests", body | {"ttlMs": 1}, Fate.EXPIRED, "expired"),
-    _error("unknown option", decideOptions=["INCLUDE_REASON"]),
+    _error("denied SDK key", _DENIED, sdkKey=REVOKED),
+    lambda body: _sent("decide_requests", body | {"ttlMs": 1}, Fate.EXPIRED, "expired")._replace(error=EXPIRED),
+    _error("unknown option", "invalid option: INCLUDE_REASON", decideOptions=["INCLUDE_REASON"]),
     _dead("decide_requests", "userId is a number", _NO_USER, userId=7),
     lambda body: _sent(
         "decide_requests",
         _without(body, "fetchSegmentsOptions") | {"userId": f"guest-{body['requestId']}", "fetchSegments": True},
         Fate.ERROR,
         UNKNOWN_TO_ODP,
-    ),
+    )._replace(error=_NO_SEGMENTS),
     lambda _: _raw("decide_requests", b"[1, 2, 3]", "not_an_object", "not an object"),
-    _error("attributes are a list", userAttributes=["plan"]),
-    _error("keys are a text", keys="checkout_redesign"),
+    _error("attributes are a list", _NOT_PARSED, userAttributes=["plan"]),
+    _error("keys are a text", _NOT_PARSED, keys="checkout_redesign"),
     lambda body: _sent("decide_requests", body | {"keys": ["no_such_flag"]}, Fate.DECIDED, "unknown flag"),
     _dead("decide_requests", "userId is empty", _NO_USER, userId=""),
     lambda body: _sent("decide_requests", body, Fate.DECIDED, "no record key")._replace(key=None),

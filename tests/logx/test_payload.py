@@ -299,7 +299,7 @@ def test_a_stranger_reads_a_body_as_optimizely_documents_it() -> None:
     late = orjson.dumps(converted({"revenue": 5, "value": 1}, timestamp=1_764_000_000_000))
     before, after = envelope_bytes(ENVELOPE)
     payload = read_payload(orjson.loads(before + found[1][0][0] + b"," + late + after))
-    assert [event for _, event in payload.events] == [
+    assert [event[:5] for _, event in payload.events] == [
         ("user-1", "flag_1", "rule_1", "treatment", "campaign_activated"),
         ("user-1", "flag_2", "rule_2", "treatment", "campaign_activated"),
         ("user-1", "", "", "", "purchase"),

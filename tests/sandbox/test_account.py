@@ -13,6 +13,7 @@ from rich.console import Console
 
 from pipeline.sandbox.account import Account
 from pipeline.sandbox.figures import Figures, figures
+from pipeline.sandbox.project_data import STAGING
 from pipeline.sandbox.summary import summary
 from pipeline.sandbox.traffic import Fate, Sent, Stream
 
@@ -20,18 +21,42 @@ LOGX = {"impressions": 3, "conversions": 1, "conflicts": 0, "refused": {}, "even
 ODP = {"distinct_events": 1, "refused_events": 0, "events": 1, "graphql_requests": 2, "largest_query": 17}
 
 
-def result(
-    source: str, impressions: int = 0, error: str | None = None, decisions: tuple[tuple[str, str], ...] = ()
-) -> bytes:
-    document: dict[str, Any] = {
-        "source": source,
-        "decisions": [{"flagKey": flag, "variationKey": variation} for flag, variation in decisions],
-    }
-    if impressions:
-        document["tracking"] = {"impressions": [{}] * impressions}
+DECIDED: tuple[tuple[str, str], ...] = (("search_ranking", "control"),)
+
+
+def asking(**changes: Any) -> bytes:
+    return orjson.dumps({
+        "requestId": "r", "sdkKey": STAGING, "userId": "ada", "userAttributes": {}, "fetchSegments": False,
+        "keys": ["search_ranking"],
+    } | changes)  # fmt: skip
+
+
+def book_result(
+    account: Account,
+    source: str,
+    error: str | None = None,
+    decisions: tuple[tuple[str, str], ...] = DECIDED,
+    user: str = "ada",
+) -> None:
+    """Each decision is of an experiment, and so has an impression."""
+    document: dict[str, Any] = {"requestId": "r", "source": source, "timestamp": 1, "sdkKey": STAGING, "userId": user}
     if error:
-        document["error"] = error
-    return orjson.dumps(document)
+        document |= {"error": error, "decisions": []}
+    else:
+        common = {"enabled": True, "ruleKey": "rule", "ruleType": "feature-test", "experimentId": "1"}
+        told = [common | {"flagKey": flag, "variationKey": variation} for flag, variation in decisions]
+        more: dict[str, Any] = {
+            "variationId": "", "reasons": [], "isEveryoneElseVariation": False, "decisionEventDispatched": True,
+            "userContext": {"userId": user, "attributes": {}},
+        }  # fmt: skip
+        bots = {"entity_id": "$opt_bot_filtering", "key": "$opt_bot_filtering", "value": False}
+        document |= {"revision": "1", "decisions": [each | more for each in told]}
+        document["tracking"] = {
+            "accountId": "1", "projectId": "1", "region": "US", "anonymizeIp": True, "attributes": [bots],
+            "impressions": [each | {"campaignId": "1", "variationId": "1"} for each in told],
+        }  # fmt: skip
+    headers = [("source", source.encode())]
+    account.book_result(user.encode(), orjson.dumps(document), headers, partition=int(source.rsplit("-", 2)[1]))
 
 
 def dead(account: Account, source: str, reason: str = "not_json", value: bytes = b"", **changes: str) -> None:
@@ -43,26 +68,26 @@ def dead(account: Account, source: str, reason: str = "not_json", value: bytes =
     account.book_dead_letter(b"", value, [(name, text.encode()) for name, text in headers.items()])
 
 
-def sent(stream: Stream, fate: Fate, kind: str = "kind", value: bytes = b"", reason: str = "") -> Sent:
-    return Sent(stream, None, value, fate, kind, reason)
+def sent(stream: Stream, fate: Fate, kind: str = "kind", value: bytes = b"", reason: str = "", error: str = "") -> Sent:
+    return Sent(stream, None, value, fate, kind, reason, error)
 
 
 def closed() -> Account:
     account = Account()
-    wanting = orjson.dumps({"sdkKey": "key", "userId": "ada", "fetchSegments": True})
+    wanting = asking(fetchSegments=True, keys=["search_ranking", "recommendations", "review_sorting"])
     for source, record in (
         ("requests-0-0", sent("decide_requests", Fate.DECIDED, value=wanting)),
-        ("requests-0-1", sent("decide_requests", Fate.ERROR)),
-        ("requests-0-2", sent("decide_requests", Fate.EXPIRED)),
+        ("requests-0-1", sent("decide_requests", Fate.ERROR, value=asking(), error="no")),
+        ("requests-0-2", sent("decide_requests", Fate.EXPIRED, value=asking(), error="request expired")),
         ("requests-1-0", sent("decide_requests", Fate.DEAD_LETTER, reason="not_json")),
         ("track-0-0", sent("track_events", Fate.DELIVERED)),
         ("track-0-1", sent("track_events", Fate.DEAD_LETTER, reason="unknown_event_key")),
         ("odp-0-0", sent("odp_events", Fate.DELIVERED)),
     ):
         account.book_sent(source, record)
-    account.book_result(result("requests-0-0", impressions=3, decisions=(("flag", "on"), ("flag", ""))))
-    account.book_result(result("requests-0-1", error="no"))
-    account.book_result(result("requests-0-2", error="request expired"))
+    book_result(account, "requests-0-0", decisions=(*DECIDED, ("recommendations", "on"), ("review_sorting", "")))
+    book_result(account, "requests-0-1", error="no")
+    book_result(account, "requests-0-2", error="request expired")
     dead(account, "requests-1-0")
     dead(account, "track-0-1", "unknown_event_key")
     account.book_services(LOGX, ODP)
@@ -88,36 +113,41 @@ def test_it_closes() -> None:
     assert written["closed"] is True
     assert written["requests"] == {"result": 1, "result with error": 1, "expired": 1, "dead letter": 1}
     assert (written["impressions_due"], written["distinct_sources"]) == (3, 4)
-    assert written["decisions"] == {"flag": {"on": 1, "": 1}}
+    decisions = {"search_ranking": {"control": 1}, "recommendations": {"on": 1}, "review_sorting": {"": 1}}
+    assert written["decisions"] == decisions
     assert written["dead_letters"] == {"not_json": 1, "unknown_event_key": 1}
     text = printed(written)
     assert (
-        "4 sent = 4 distinct sources: 1 decided + 1 answered with an error + 1 expired + 1 dead letters" in text
-    )  # fmt: skip
-    assert "3 due = 3 distinct at logx (1 repeats on the wire)" in text
-    assert "2 sent = 1 at logx + 1 dead letters" in text
+        "4 sent = 4 distinct sources: 1 decided + 1 answered with an error + 1 expired + 1 dead letter\n"
+    ) in text.replace("  \n", "\n").replace(" \n", "\n")
+    assert "3 due = 3 distinct at logx (1 repeat on the wire)" in text
+    assert "2 sent = 1 at logx + 1 dead letter " in text
+    assert "2 records (0 repeats in the topic)" in text
     assert "The account closes" in text
 
 
-def test_a_repeated_dead_letter_counts_once_and_a_second_result_is_a_fault() -> None:
+def test_a_second_result_is_a_fault_and_a_second_dead_letter_where_nobody_was_killed() -> None:
     account = closed()
     dead(account, "track-0-1", "another")
+    assert account.open() == ["1 records with a second dead letter: track-0-1"]
+    account.kills = 1
     assert account.open() == []
-    account.book_result(result("requests-0-0", impressions=7, decisions=(("flag", "off"),)))
+    book_result(account, "requests-0-0", decisions=(("search_ranking", "fresh_first"),) * 7)
     (fault,) = account.open()
     assert "with a second result" in fault
     assert "requests-0-0" in fault
     written = of(account)
     assert (written["second_results"], written["second_dead_letters"]) == (1, 1)
-    assert written["decisions"] == {"flag": {"on": 1, "": 1}}
+    assert written["decisions"]["search_ranking"] == {"control": 1}
     assert written["impressions_due"] == 3
+    assert "2 records (1 repeat in the topic)" in printed(written)
 
 
 @pytest.mark.parametrize(
     ("happens", "said"),
     [
         (lambda a: a.book_sent("requests-2-0", sent("decide_requests", Fate.DECIDED, "late")), "without an outcome"),
-        (lambda a: a.book_result(result("requests-9-9")), "that nobody sent: requests-9-9"),
+        (lambda a: book_result(a, "requests-9-9"), "that nobody sent: requests-9-9"),
         (lambda a: dead(a, "odp-9-9"), "that nobody sent: odp-9-9"),
         (lambda a: dead(a, "requests-0-0"), "with a result and a dead letter: requests-0-0"),
         (lambda a: dead(a, "track-0-0"), "dead letter instead of delivered"),
@@ -127,6 +157,7 @@ def test_a_repeated_dead_letter_counts_once_and_a_second_result_is_a_fault() -> 
         (lambda a: a.book_services(LOGX | {"conflicts": 1}, ODP), "contradict"),
         (lambda a: a.book_services(LOGX | {"refused": {"400": 1}}, ODP), "refused by logx: 1"),
         (lambda a: a.book_services(LOGX, ODP | {"distinct_events": 2}), "events at ODP: 2, should be 1"),
+        (lambda a: a.book_services(LOGX, ODP | {"conflicting_events": 2}), "events at ODP that contradict"),
         (lambda a: a.book_services(LOGX, ODP | {"refused_events": 2}), "refused by ODP: 2"),
         (lambda a: a.book_services({}, {}), "impressions at logx: 0"),
     ],
@@ -139,6 +170,20 @@ def test_it_stays_open(happens: Callable[[Account], None], said: str) -> None:
     assert written["closed"] is False
     assert "The account does not close" in printed(written)
     assert said in printed(written)
+
+
+def test_numbers_that_differ_are_not_printed_as_equal() -> None:
+    account = closed()
+    account.book_sent("requests-2-0", sent("decide_requests", Fate.DECIDED, value=asking()))
+    account.book_services(LOGX | {"impressions": 2, "conversions": 0}, ODP | {"distinct_events": 2})
+    text = printed(of(account))
+    for words in (
+        "5 sent but 4 distinct sources",
+        "3 due but 2 distinct at logx",
+        "2 sent but 0 at logx",
+        "1 sent but 2",
+    ):
+        assert words in text, words
 
 
 @pytest.mark.parametrize(
@@ -170,8 +215,8 @@ def test_a_dead_letter_says_where_its_record_lay_and_why_and_holds_its_bytes(let
 )
 def test_one_outcome_is_not_taken_for_another(expected: Fate, error: str | None, said: str) -> None:
     account = Account()
-    account.book_sent("requests-0-0", sent("decide_requests", expected))
-    account.book_result(result("requests-0-0", error=error))
+    account.book_sent("requests-0-0", sent("decide_requests", expected, value=asking(), error=error or ""))
+    book_result(account, "requests-0-0", error)
     assert said in account.open()[0]
 
 
@@ -188,13 +233,31 @@ def test_cold_users_are_those_that_need_segments_each_environment_its_own() -> N
     ]
     for offset, (body, fate, kind) in enumerate(bodies):
         account.book_sent(f"requests-0-{offset}", sent("decide_requests", fate, kind, orjson.dumps(body)))
-    account.book_services(LOGX, ODP)
+    account.book_services(LOGX, ODP | {"aliases": 5})
     account.book_worker(5.0)
     account.book_worker(2.0)
     assert of(account, [])["segments"] == {
-        "requests": 4, "cold_users": 3, "graphql_requests": 2, "users_per_request": 1.5, "largest_request": 17,
-        "cache_hits": 7,
+        "requests": 4, "cold_users": 3, "environments": 2, "graphql_requests": 2, "users_looked_up": 5,
+        "users_per_request": 2.5, "largest_request": 17, "cache_hits": 7,
+        "cache_hits_of": {"the killed worker": 5, "the last worker": 2},
     }  # fmt: skip
+    said = printed(of(account, []))
+    assert "7 look-ups answered from it: 5 by the killed worker + 2 by the last worker, which began" in said
+    assert (
+        "4 requests needed those of 3 users in 2 environments: 2 GraphQL requests of 2.5 users each, 5 in all" in said
+    )
+
+
+@pytest.mark.parametrize(("requests", "queries", "closes"), [(5000, 499, True), (5000, 500, False), (4999, 4999, True)])
+def test_a_large_run_must_look_users_up_ten_at_a_time(requests: int, queries: int, *, closes: bool) -> None:
+    account = Account()
+    for number in range(requests):
+        value = asking(userId=f"user-{number}", fetchSegments=True)
+        account.book_sent(f"requests-0-{number}", sent("decide_requests", Fate.DECIDED, value=value))
+    account.book_services({}, {"graphql_requests": queries})
+    written = of(account, [])
+    assert written["closed"] is closes
+    assert written["open"] == [] or f"GraphQL requests: {queries}, should be fewer than a tenth" in written["open"][0]
 
 
 def test_nothing_is_printed_that_the_document_does_not_hold() -> None:
@@ -224,10 +287,52 @@ def _numbers(document: object) -> set[float]:
     return {float(document)} if isinstance(document, int | float) else set()
 
 
-def test_an_answer_without_a_decision_is_a_fault_unless_disabled_flags_were_to_be_left_out() -> None:
+def test_a_result_may_be_read_before_its_request_is_booked() -> None:
     account = Account()
-    for number, value in enumerate((b'{"decideOptions":["ENABLED_FLAGS_ONLY"]}', b"{}")):
-        account.book_sent(f"requests-0-{number}", Sent("decide_requests", b"u", value, Fate.DECIDED, "plain"))
-        account.book_result(result(f"requests-0-{number}"))
-    (fault,) = account.open()
-    assert fault == "1 records answered without a decision: requests-0-1"
+    book_result(account, "requests-0-0", user="eve")
+    account.book_sent("requests-0-0", sent("decide_requests", Fate.DECIDED, value=asking()))
+    assert "1 records whose result has another userId: requests-0-0" in account.open()
+
+
+def test_what_is_no_result_is_a_fault_and_no_crash() -> None:
+    account = Account()
+    for value in (None, b"", b"{", b"[]", b"{}"):
+        account.book_result(b"ada", value, [("source", b"requests-0-0")], partition=0)
+    account.book_dead_letter(None, None, [])
+    assert account.open() == [
+        "1 records that nobody sent: ",
+        "5 records with a result that is none by its schema: " + ", ".join(["requests-0-0"] * 5),
+        *Account().open(),
+    ]  # fmt: skip
+
+
+def test_a_small_run_has_no_empty_tables_and_says_one_of_one() -> None:
+    account = Account()
+    account.book_sent("requests-0-0", sent("decide_requests", Fate.DECIDED, value=asking(fetchSegments=True)))
+    book_result(account, "requests-0-0")
+    account.book_services(
+        {"events": 1, "dispatches": 1, "impressions": 1, "largest_batch": 1, "largest_bytes": 1},
+        {"graphql_requests": 1, "aliases": 1, "largest_query": 1},
+    )
+    account.book_worker(1)
+    text = printed(of(account))
+    assert "Dead letters\n" not in text
+    assert "Answered with an error" not in text
+    for words in ("1 request needed those of 1 user in 1 environment: 1 GraphQL request of 1.0 users each",
+                  "1 look-up answered", "1 event in 1 dispatch, at most 1 in one, 1 byte", "1 request answered in",
+                  "1 sent = 1 distinct source:", "1 due = 1 distinct at logx"):  # fmt: skip
+        assert words in text, words
+
+
+@pytest.mark.parametrize(("encoding", "bar"), [("utf-8", "▇"), ("ascii", "#")])
+def test_every_terminal_can_show_the_summary(encoding: str, bar: str) -> None:
+    with io.TextIOWrapper(io.BytesIO(), encoding=encoding) as file:
+        Console(file=file, width=60, highlight=False).print(summary(of(closed())))
+        file.flush()
+        file.seek(0)
+        text = file.read()
+    assert bar in text
+    assert "…" not in text
+    assert [line[:2] for line in text.splitlines() if line.startswith(("recommendatio", "ns "))] == ["re", "ns"], (
+        "folded"
+    )

@@ -106,6 +106,32 @@ def test_odp_counts_events_once(stand_ins: StandIns) -> None:
     assert (counted["events"], counted["distinct_events"], counted["repeated_events"]) == (3, 2, 1)
     assert counted["largest_event_batch"] == 2
     assert counted["event_bodies"] == [_odp_event(1), _odp_event(2)]
+    assert counted["event_accounts"] == [data.API_KEYS[data.PRODUCTION]] * 2
+    assert counted["conflicting_events"] == 0
+
+
+def test_odp_keeps_the_first_of_events_that_contradict_each_other(stand_ins: StandIns) -> None:
+    url = f"{stand_ins.odp_host}/v3/events"
+    assert call(url, [_odp_event(1), _odp_event(1, action="bought")], KEY).status == 202
+    # Another account's event of the same id is another event.
+    staging = {"x-api-key": data.API_KEYS[data.STAGING]}
+    assert call(url, [_odp_event(1, action="bought")], KEY | staging).status == 202
+    counted = stand_ins.ledger("odp", query="full=1")
+    assert (counted["distinct_events"], counted["repeated_events"], counted["conflicting_events"]) == (2, 1, 1)
+    assert [event["action"] for event in counted["event_bodies"]] == ["viewed", "bought"]
+    assert counted["event_accounts"] == [data.API_KEYS[data.PRODUCTION], data.API_KEYS[data.STAGING]]
+
+
+def test_odp_counts_users_by_account_and_as_unknown_only_those_it_does_not_know(stand_ins: StandIns) -> None:
+    staging = {"x-api-key": data.API_KEYS[data.STAGING]}
+    for headers in ({}, staging, staging):
+        _graphql(stand_ins, _TWO, {"a": [], "u0": "user-00001", "u1": "user-00002"}, **headers)
+    wrong = _graphql(stand_ins, "{customer {audiences {edges {node {name}}}}}", {}).json
+    assert "exactly one identifier" in wrong["errors"][0]["message"]
+    assert "errors" in _graphql(stand_ins, _TWO, {"a": [], "u0": 7, "u1": "user-00001"}).json
+    counted = stand_ins.ledger("odp", query="full=1")
+    assert (counted["users"], counted["unknown_users"]) == (4, 0)
+    assert counted["asked"] == {"user-00001": 3, "user-00002": 3}
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,52 @@ def test_logx_counts_an_event_once_and_its_repeats_beside(stand_ins: StandIns) -
         "checkout_redesign", "checkout_loyal", "redesign", "campaign_activated",
     ]  # fmt: skip
     assert counted["entries"][2][3:] == ["user-00001", "", "", "", "purchase"]
+    assert counted["values"] == {conversion(3)["snapshots"][0]["events"][0]["uuid"]: {"revenue": 1250, "value": 2.5}}
+
+
+_PLAN = {"entity_id": "801", "key": "plan", "type": "custom", "value": "premium"}
+
+
+@pytest.mark.parametrize(
+    ("repeat", "conflicts"),
+    [
+        (payload(visitor(event(1)), conversion(2, revenue=5, tags={"a": 1, "b": 2})), 0),
+        (payload(visitor(event(1)), conversion(2, tags={"b": 2, "a": 1}, revenue=5), revision="43"), 0),
+        (payload(conversion(2, revenue=6, tags={"a": 1, "b": 2})), 1),
+        (payload(conversion(2, revenue=5, tags={"a": 1})), 1),
+        (payload(conversion(2, revenue=5, value=1, tags={"a": 1, "b": 2})), 1),
+        (payload(conversion(2)), 1),
+        (payload(visitor(event(1), attributes=[_PLAN])), 1),
+        (payload(visitor(event(1)), project_id="20002"), 1),
+    ],
+)
+def test_a_repeat_that_says_something_else_is_a_conflict(
+    stand_ins: StandIns, repeat: dict[str, Any], conflicts: int
+) -> None:
+    first = payload(visitor(event(1)), conversion(2, revenue=5, tags={"a": 1, "b": 2}))
+    for body in (first, repeat):
+        assert call(stand_ins.logx_url, body).status == 204
+    counted = stand_ins.ledger("logx")
+    assert (counted["distinct"], counted["conflicts"]) == (2, conflicts)
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        ("3002", ("experiment_id",)),
+        ("30011", ("variation_id",)),
+        ("rollout", ("metadata", "rule_type")),
+        (False, ("metadata", "enabled")),
+        ("c-1", ("metadata", "cmab_uuid")),
+    ],
+)
+def test_a_repeat_with_another_decision_is_a_conflict(
+    stand_ins: StandIns, value: object, path: tuple[str, ...]
+) -> None:
+    for body in (GOOD, GOOD, _with(GOOD, value, *_DECISION, *path)):
+        assert call(stand_ins.logx_url, body).status == 204
+    counted = stand_ins.ledger("logx")
+    assert (counted["repeats"], counted["conflicts"]) == (4, 1)
 
 
 def _without(document: dict[str, Any], *path: str | int) -> dict[str, Any]:
