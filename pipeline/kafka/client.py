@@ -97,6 +97,7 @@ def scanner(settings: KafkaSettings) -> AIOKafkaConsumer:
         auto_offset_reset="earliest",
         isolation_level="read_uncommitted",
         fetch_max_wait_ms=100,
+        max_partition_fetch_bytes=int(settings.fetch_bytes),
     )
 
 

@@ -32,6 +32,9 @@ _LONGEST_OFFSET = 19
 # Without a record for so long a scan is given up and made again.
 _SCAN_SILENCE_SECONDS = 10.0
 _POLL_MS = 500
+# Without a limit a poll unpacks all that was fetched, a MiB of each partition before decompression: that took 240 MB,
+# and held the event loop for a second.
+_SCAN_RECORDS = 1000
 
 
 class Takeover:
@@ -74,7 +77,11 @@ class Takeover:
             }
             if self._results_topic is None:
                 return {tp: Opening(position, notes[tp]) for tp, position in positions.items()}
-            openings = await self._scan(positions, notes)
+            try:
+                openings = await self._scan(positions, notes)
+            finally:
+                # Else it would go on fetching, and keep what it fetched.
+                self._scanner.pause(*self._scanner.assignment())
             self._seconds.observe(time.perf_counter() - started)
             return openings
 
@@ -163,7 +170,7 @@ class Takeover:
             return times
         self._begin(waiting)
         while waiting:
-            for tp, records in (await self._fetched(list(waiting))).items():
+            for tp, records in (await self._fetched(list(waiting), max_records=1)).items():
                 # A producer's clock says nothing of when the result came: without append time all results are read.
                 times[tp] = records[0].timestamp if records[0].timestamp_type == LOG_APPEND_TIME else 0
                 del waiting[tp]
@@ -183,7 +190,7 @@ class Takeover:
             return recovered
         self._begin(waiting)
         while waiting:
-            for lane, records in (await self._fetched(list(waiting))).items():
+            for lane, records in (await self._fetched(list(waiting), max_records=_SCAN_RECORDS)).items():
                 topic, position = requests[lane]
                 prefix = f"{topic}-{lane.partition}-".encode()
                 for record in records:
@@ -202,11 +209,13 @@ class Takeover:
         for tp, position in positions.items():
             self._scanner.seek(tp, position)
 
-    async def _fetched(self, partitions: list[TopicPartition]) -> dict[TopicPartition, list[Record]]:
+    async def _fetched(
+        self, partitions: list[TopicPartition], *, max_records: int
+    ) -> dict[TopicPartition, list[Record]]:
         deadline = time.monotonic() + _SCAN_SILENCE_SECONDS
         while True:
             try:
-                fetched = await self._scanner.getmany(*partitions, timeout_ms=_POLL_MS)
+                fetched = await self._scanner.getmany(*partitions, timeout_ms=_POLL_MS, max_records=max_records)
             except UnicodeDecodeError:
                 # Not ours, so it answers nothing.
                 each = one_of_each(self._scanner, partitions, timeout_ms=_POLL_MS)

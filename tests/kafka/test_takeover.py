@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -28,6 +29,7 @@ class Openings:
 
     def __init__(self, kafka: Broker, topics: Topics, admin: AIOKafkaAdminClient, scanner: AIOKafkaConsumer) -> None:
         self.kafka = kafka
+        self.scanner = scanner
         self.admin = admin
         self.topics = topics
         self.metrics = Metrics(CollectorRegistry())
@@ -48,9 +50,10 @@ class Openings:
         try:
             for offset in offsets:
                 source = f"{self.topics.decide_requests}-0-{offset}".encode()
-                await producer.send_and_wait(
+                await producer.send(
                     self.topics.decide_results, b"{}", b"user", partition=0, headers=[("source", source)]
                 )
+            await producer.flush()
         finally:
             await producer.stop()
 
@@ -168,3 +171,25 @@ async def test_results_of_other_topics_and_committed_requests_are_not_counted(op
     await openings.results(0)
     await openings.commit(1, "floor=0")
     assert dict((await openings.open()).recovered or {}) == {}
+
+
+@pytest.mark.asyncio
+async def test_of_a_long_backlog_and_many_results_only_a_little_is_unpacked_at_a_time(
+    openings: Openings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await openings.requests(4000)
+    await openings.results(*range(2500))
+    unpacked: list[int] = []
+    getmany = openings.scanner.getmany
+
+    async def counted(*partitions: TopicPartition, **limits: int) -> dict[TopicPartition, list[Any]]:
+        fetched = await getmany(*partitions, **limits)
+        unpacked.append(sum(len(records) for records in fetched.values()))
+        return fetched
+
+    monkeypatch.setattr(openings.scanner, "getmany", counted)
+    opening = await openings.open()
+    assert sorted(opening.recovered or {}) == list(range(2500))
+    assert max(unpacked) <= 1000
+    assert unpacked[0] == 1, "the first request alone says how old the oldest result can be"
+    assert openings.scanner.paused() == openings.scanner.assignment()
