@@ -1,5 +1,16 @@
-"""`python -m pipeline` is the `pipeline` command."""
+"""The command `pipeline`, also as `python -m pipeline`. Ctrl-C while its modules are loaded is no traceback either."""
 
-from pipeline.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Load it, and run it."""
+    try:
+        from pipeline.cli import main as command
+    except KeyboardInterrupt:
+        sys.exit(130)
+    command()
+
+
+if __name__ == "__main__":
+    main()

@@ -108,7 +108,10 @@ def demo(
         bool, typer.Option("--keep-running", help="Leave everything up after the summary, until Ctrl-C.")
     ] = False,
     bootstrap_servers: Annotated[
-        str | None, typer.Option(help="Use this Kafka instead of starting one.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Use this Kafka instead of starting one, by a listener without TLS and password.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Run the whole product on this machine, on Apache Kafka, and account for every record.

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +22,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import ConfigurationError, StartFailed
+from pipeline.sandbox import existing_kafka
+from pipeline.sandbox.demo import Plan, run_demo
 from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.processes import StandIns, free_port, until
 from pipeline.sandbox.project_data import PRODUCTION, REVOKED, datafile
@@ -63,8 +68,8 @@ def failed(*arguments: str, settings: Mapping[str, str], environment: Mapping[st
     return told.removeprefix("error: "), done.stderr
 
 
-def failed_demo(environment: Mapping[str, str]) -> str:
-    return failed("demo", settings={}, environment=environment)[0]
+def failed_demo(environment: Mapping[str, str], *arguments: str) -> str:
+    return failed("demo", *arguments, settings={}, environment=environment)[0]
 
 
 # The broker
@@ -140,6 +145,53 @@ def test_an_address_that_is_none_is_told_in_words() -> None:
     assert done.returncode == 2
     assert done.stderr == (
         "error: PIPELINE_KAFKA__BOOTSTRAP_SERVERS: must be host:port, or several separated by commas\n"
+    )
+
+
+def test_the_demo_names_its_option_where_a_broker_wants_a_password(secured: Secured) -> None:
+    told = failed_demo(NOTHING, "--bootstrap-servers", secured.secured)
+    assert told == (
+        f"--bootstrap-servers: {secured.secured} hangs up, as it may want TLS or a password; is Kafka running there? "
+        "The demo uses a listener without TLS and without a password"
+    )
+
+
+@pytest.mark.parametrize("address", ["", "broker", "broker:9092,"])
+def test_an_address_for_the_demo_that_is_none_is_told_in_words(address: str) -> None:
+    with pytest.raises(ConfigurationError) as told:
+        run_demo(Plan(bootstrap_servers=address))
+    assert told.value.mistakes == ("--bootstrap-servers: must be host:port, or several separated by commas",)
+
+
+def _answer_once(listener: socket.socket, answer: bytes) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(100)
+        connection.sendall(answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"", "says nothing for 0.3 s"),
+        (b"HTTP/1.1 400 Bad Request", "is no Kafka, or wants TLS"),
+        (None, "cannot be reached (Connection refused)"),
+    ],
+)
+def test_what_is_no_broker_is_told_with_each_address(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes | None, told: str
+) -> None:
+    monkeypatch.setattr(existing_kafka, "_ANSWER_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        if answer is None:
+            listener.close()
+        elif answer:
+            pool.submit(_answer_once, listener, answer)
+        with pytest.raises(StartFailed) as failure:
+            existing_kafka.ensure_answers(f"127.0.0.1:99999,{address}")
+    assert str(failure.value).startswith(
+        f"--bootstrap-servers: 127.0.0.1:99999 is no port, {address} {told}; is Kafka "
     )
 
 
@@ -295,6 +347,28 @@ def test_output_that_finds_no_room_is_one_line(arguments: str, tmp_path: Path) -
     done = started("sh", "-c", command, environment=settings, given='{"userId": "ada"}\n')
     assert done.stderr == "error: no room for the output: free some, or write to another disk\n"
     assert done.returncode == 1
+
+
+# The terminal
+
+
+def test_what_an_output_has_no_character_for_is_drawn_otherwise() -> None:
+    program = "from pipeline.sandbox.display import display\nwith display() as shown: shown.step('\u2587\u2587 60 %')"
+    done = started(sys.executable, "-c", program, environment={"PYTHONIOENCODING": "ascii"})
+    assert (done.stdout, done.stderr) == ("## 60 %\n", "")
+
+
+def test_ctrl_c_while_its_modules_are_loaded_is_no_traceback(disk: Callable[[str], dict[str, str]]) -> None:
+    pressed = disk(
+        "import sys\n"
+        "class Pressed:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Pressed())\n"
+    )
+    done = started(sys.executable, "-m", "pipeline", "demo", environment=pressed)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 # Python

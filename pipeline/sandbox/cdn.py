@@ -20,6 +20,8 @@ from aiohttp import web
 from pipeline.sandbox.project_data import datafiles
 from pipeline.sandbox.server import Handler, StandIn, answer_json, argument_parser, serve
 
+_PATH = "/datafiles/{key}.json"
+
 
 class Published(NamedTuple):
     body: bytes
@@ -45,12 +47,18 @@ class Cdn(StandIn):
             self._publish(key, body)
 
     def routes(self) -> Mapping[tuple[str, str], Handler]:
-        return {("GET", "/datafiles/{key}.json"): self._get}
+        return {("GET", _PATH): self._get, ("HEAD", _PATH): self._get}
 
     def application(self) -> web.Application:
         application = super().application()
         application.router.add_post("/datafiles/{key}", self._post)
         return application
+
+    def refusal(self, controls: Mapping[str, Any]) -> str | None:
+        fault = super().refusal(controls)
+        known = self._documents if controls.get("reset") else self._versions
+        unknown = controls.get("revision", {}).keys() - known.keys() if fault is None else set()
+        return f"revision of an unknown key: {', '.join(sorted(unknown))}" if unknown else fault
 
     def ordered(self, controls: Mapping[str, Any]) -> None:
         super().ordered(controls)
@@ -100,9 +108,13 @@ class Cdn(StandIn):
 def _is_current(published: Published, request: web.Request) -> bool:
     """An ETag goes before a date (RFC 9110, 13.2.2)."""
     if "If-None-Match" in request.headers:
-        return published.etag in request.headers["If-None-Match"]
-    since = request.headers.get("If-Modified-Since")
-    return since is not None and parsedate_to_datetime(since).timestamp() >= published.modified
+        wanted = request.headers["If-None-Match"]
+        return wanted.strip() == "*" or published.etag in wanted
+    try:
+        since = parsedate_to_datetime(request.headers.get("If-Modified-Since", ""))
+    except ValueError:
+        return False  # No date that can be read is no condition (13.1.3).
+    return since.timestamp() >= published.modified
 
 
 def main() -> None:

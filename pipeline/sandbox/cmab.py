@@ -36,7 +36,7 @@ class Cmab(StandIn):
         self._uuids: Counter[str] = Counter()
         self._given: Counter[str] = Counter()
         self._instances: list[dict[str, Any]] = []
-        self._refused = 0
+        self._refused = self._answered_otherwise = 0
         self._refusals: list[str] = []
 
     def routes(self) -> Mapping[tuple[str, str], Handler]:
@@ -49,6 +49,7 @@ class Cmab(StandIn):
             "by_variation": self._given,
             "visitors": len(self._asked),
             "repeated_uuids": self._uuids.total() - len(self._uuids),
+            "answered_otherwise": self._answered_otherwise,  # requests that got the control `answer`
             "refused": self._refused,
             "refusals": self._refusals,
         }
@@ -67,6 +68,7 @@ class Cmab(StandIn):
         if fault is not None:
             return self._refuse(fault)
         if self.faults["answer"] is not None:
+            self._answered_otherwise += 1
             return answer_json(self.faults["answer"])
         return answer_json({"predictions": [self._predict(rule_id, instance) for instance in document["instances"]]})
 

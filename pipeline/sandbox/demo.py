@@ -89,7 +89,7 @@ def _quiet_clients() -> Iterator[None]:
 
 
 def _run(plan: Plan, shown: Display, interrupts: Interrupts) -> int:
-    with ExitStack() as stack:
+    with ExitStack() as stack, interrupts.allowed():
         # Who tries things out finds the ports of the documentation, if they are free.
         port = usual_port if plan.keep_running else lambda _: free_port()
         parts = start_parts(

@@ -1,7 +1,13 @@
-"""What the demo and the sandbox show: bars on a terminal, plain lines elsewhere (a log, a pipe)."""
+"""What the demo and the sandbox show: bars on a terminal, plain lines elsewhere (a log, a pipe).
+
+An output that cannot encode a bar gets another character in its place.
+"""
 
 from __future__ import annotations
 
+import codecs
+import io
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +32,7 @@ from pipeline.sandbox.summary import summary
 
 _LINE_SECONDS = 2.0
 _PIPE_WIDTH = 140
+_DRAWN = "pipeline.drawn"
 
 
 class Display(Protocol):
@@ -39,12 +46,22 @@ class Display(Protocol):
 
 @contextmanager
 def display() -> Iterator[Display]:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        codecs.register_error(_DRAWN, _drawn)
+        sys.stdout.reconfigure(errors=_DRAWN)
     console = Console(highlight=False)
     if not console.is_terminal:
         yield Lines(Console(highlight=False, width=_PIPE_WIDTH))
         return
     with Bars(console) as bars:
         yield bars
+
+
+def _drawn(error: UnicodeError) -> tuple[str, int]:
+    """Instead of the bars that an output in ASCII or Latin-1 has no character for."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "#" * (error.end - error.start), error.end
 
 
 def _what_is_downloaded(total: int) -> str:

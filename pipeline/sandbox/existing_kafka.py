@@ -28,7 +28,7 @@ _ANSWER_SECONDS = 5
 _REMOVE_SECONDS = 5
 # Number 1, of Metadata version 1 about no topic: a listener that wants a password hangs up on whoever asks that first.
 _QUESTION = struct.pack(">ihhihi", 14, 3, 1, 1, -1, 0)
-PLAIN_ONLY = "the demo uses a listener without TLS and without a password"
+_LAST_PORT = 65_535
 
 
 def ensure_answers(bootstrap_servers: str) -> None:
@@ -40,18 +40,21 @@ def ensure_answers(bootstrap_servers: str) -> None:
         if fault is None:
             return
         faults.append(f"{server} {fault}")
-    raise StartFailed(f"--bootstrap-servers: {', '.join(faults)}; is Kafka running there? {PLAIN_ONLY.capitalize()}")
+    raise StartFailed(
+        f"--bootstrap-servers: {', '.join(faults)}; is Kafka running there? "
+        "The demo uses a listener without TLS and without a password"
+    )
 
 
 def _fault(host: str, port: int) -> str | None:
+    if port > _LAST_PORT:
+        return "is no port"
     try:
         with socket.create_connection((host, port), timeout=_ANSWER_SECONDS) as connection:
             connection.sendall(_QUESTION)
             answer = connection.recv(8)
     except TimeoutError:
         return f"says nothing for {_ANSWER_SECONDS} s"
-    except OverflowError:
-        return "is no port"
     except OSError as error:
         return f"cannot be reached ({error.strerror or error})"
     if not answer:

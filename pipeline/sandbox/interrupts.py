@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self, TypeVar
 
@@ -50,6 +51,14 @@ class Interrupts:
         assert task is not None
         self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
         return await coroutine
+
+    @contextmanager
+    def allowed(self) -> Iterator[None]:
+        """What comes after it takes everything down: no interrupt cuts that short, not even the first."""
+        try:
+            yield
+        finally:
+            self._cancel = lambda: None
 
     def _happened(self, number: int, frame: FrameType | None) -> None:
         if self.status:

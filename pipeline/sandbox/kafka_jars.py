@@ -28,6 +28,7 @@ Progress = Callable[[int, int], None]
 _DOWNLOADS_AT_ONCE = 4
 _TIMEOUT_SECONDS = 10
 _ABANDONED_AFTER_SECONDS = 86_400
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Jar(NamedTuple):
@@ -61,14 +62,24 @@ def ensure_downloaded(progress: Progress | None = None) -> Path:
     if _complete(target, jars):
         return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target.parent)
-        with tempfile.TemporaryDirectory(prefix="download-", dir=target.parent) as directory:
+        with _room(target.parent) as directory:
             made = _download(jars, Path(directory), progress or (lambda had, total: None))
             _put(made, target, jars)
     except OSError as error:
         raise _failed(error, target.parent) from error
     return target
+
+
+def _room(cache: Path) -> tempfile.TemporaryDirectory[str]:
+    """A directory in the cache. Whatever is wrong here is not the network."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(cache)
+        return tempfile.TemporaryDirectory(prefix="download-", dir=cache)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise
+        raise _not_writable(cache) from error
 
 
 def _complete(directory: Path, jars: tuple[Jar, ...]) -> bool:
@@ -150,12 +161,16 @@ def _remove_abandoned(cache: Path) -> None:
 
 def _failed(error: OSError, cache: Path) -> StartFailed:
     total = sum(jar.size for jar in pinned_jars()) / 1e6
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _NO_ROOM:
         return StartFailed(f"no room for Apache Kafka ({total:.0f} MB) in {cache}; free some, or set XDG_CACHE_HOME")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return StartFailed(f"{cache} cannot be written to; set XDG_CACHE_HOME to a directory that can")
+        return _not_writable(cache)
     return StartFailed(
         f"Apache Kafka could not be downloaded ({total:.0f} MB, once): check the network (HTTPS_PROXY, if you need a "
         f"proxy) and try again, or name an existing Kafka (--bootstrap-servers). It failed with "
         f"{type(error).__name__}: {error}"
     )
+
+
+def _not_writable(cache: Path) -> StartFailed:
+    return StartFailed(f"{cache} cannot be written to; set XDG_CACHE_HOME to a directory that can")

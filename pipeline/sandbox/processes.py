@@ -16,9 +16,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
@@ -54,8 +56,17 @@ class Guarded:
     ) -> None:
         """Start it. `remove` is a directory to remove should this process die without stopping the command."""
         self.log = log
+        try:
+            with _undisturbed():
+                self.pid = self._started(command, environment, remove)
+        except KeyboardInterrupt:
+            # It has been started, and nobody else will know of it.
+            self.close()
+            raise
+
+    def _started(self, command: Sequence[str], environment: Mapping[str, str] | None, remove: Path | None) -> int:
         self._guard = subprocess.Popen(
-            [sys.executable, "-I", str(_GUARD), "--log", str(log)]
+            [sys.executable, "-I", str(_GUARD), "--log", str(self.log)]
             + (["--remove", str(remove)] if remove else [])
             + ["--", *command],
             stdin=subprocess.PIPE,
@@ -66,16 +77,12 @@ class Guarded:
             start_new_session=True,
         )
         assert self._guard.stdout is not None
-        try:
-            with self._guard.stdout as line:
-                pid = line.readline()
-        except BaseException:
-            self.close()
-            raise
+        with self._guard.stdout as line:
+            pid = line.readline()
         if not pid:
             self.close()
             raise StartFailed(f"{command[0]} cannot be started: {self.log_tail(3)}")
-        self.pid = int(pid)
+        return int(pid)
 
     @property
     def running(self) -> bool:
@@ -124,6 +131,24 @@ class Guarded:
     def _close_pipe(self) -> None:
         if self._guard.stdin is not None:
             self._guard.stdin.close()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A signal that has a handler waits until the end: a process must be known before it can be ended."""
+    came: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if callable(signal.getsignal(number)):
+                before[number] = signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for came_first in came[:1]:
+            signal.raise_signal(came_first)
 
 
 def how_it_ended(status: int) -> str:

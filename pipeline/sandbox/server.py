@@ -15,6 +15,7 @@ import stat
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import orjson
@@ -28,8 +29,25 @@ _NO_FAULTS: dict[str, Any] = {
     "fail_next": 0,  # so many requests get `fail_status`
     "fail_status": 503,
     "drop_next": 0,  # so many requests are taken, and their connection closed without an answer
-    "hold_answers": False,  # requests are taken, and answered when this is false again
-    "retry_after": None,  # header of a failure, in seconds
+    "hold_answers": False,  # requests are taken, and answered when this is false again, or after half a minute
+    "retry_after": None,  # header of a failure, in seconds or as text
+}
+_NUMBER = (int, float)
+# What a control may be beside the None it is at first. Any other control stays of the type that it has at first.
+_UNLESS_NONE: dict[str, tuple[type, ...]] = {
+    "status": (int,),
+    "retry_after": (int, float, str),
+    "max_aliases": (int,),
+    "answer": (dict, list),
+}
+_NAMES: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
 }
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -48,7 +66,7 @@ class StandIn(ABC):
         self.requests = 0
         self.in_flight = 0
         self.most_in_flight = 0
-        self.unanswered = 0
+        self._held: list[web.Request] = []
         self._released = asyncio.Event()
 
     @abstractmethod
@@ -62,6 +80,17 @@ class StandIn(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Forget what was counted."""
+
+    def refusal(self, controls: Mapping[str, Any]) -> str | None:
+        """Why nothing of it is done, None if all of it is. A service whose controls have more rules adds them."""
+        unknown = controls.keys() - self.initial.keys() - {"reset"}
+        if unknown:
+            return f"no such control: {', '.join(sorted(unknown))}"
+        for name, value in controls.items():
+            fault = _type_fault(name, value, self.initial.get(name, False))
+            if fault is not None:
+                return fault
+        return None
 
     def ordered(self, controls: Mapping[str, Any]) -> None:
         """Controls were set. Most act on the next request; a service that has others acts here."""
@@ -104,21 +133,25 @@ class StandIn(ABC):
             return web.Response(status=status, headers={} if wait is None else {"Retry-After": str(wait)})
         response = await handler(request)
         if self.faults["hold_answers"]:
-            await self._release()
+            await self._release(request)
         if self.faults["drop_next"] > 0 and request.transport is not None:
             self.faults["drop_next"] -= 1
             request.transport.abort()
         return response
 
-    async def _release(self) -> None:
+    async def _release(self, request: web.Request) -> None:
         """Wait until answers are given again. Whoever asked may be gone by then: what was taken stays taken."""
-        self.unanswered += 1
+        self._held.append(request)
         try:
-            await asyncio.wait_for(self._released.wait(), _LONGEST_HOLD)
-        except TimeoutError:
-            self.ordered({"hold_answers": False})
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._released.wait(), _LONGEST_HOLD)
         finally:
-            self.unanswered -= 1
+            self._held.remove(request)
+
+    @property
+    def unanswered(self) -> int:
+        """Requests that were taken and are held, and that somebody still waits for."""
+        return sum(request.transport is not None and not request.transport.is_closing() for request in self._held)
 
     async def _get_ledger(self, request: web.Request) -> web.Response:
         counted = {
@@ -130,16 +163,31 @@ class StandIn(ABC):
         return answer_json(counted)
 
     async def _post_control(self, request: web.Request) -> web.Response:
-        controls = orjson.loads(await request.read())
+        try:
+            controls = orjson.loads(await request.read())
+        except orjson.JSONDecodeError as error:
+            return answer_json({"error": f"not JSON: {error}"}, status=400)
+        fault = "not an object" if type(controls) is not dict else self.refusal(controls)
+        if fault is not None:
+            return answer_json({"error": fault}, status=400)
         if controls.pop("reset", False):
             self.faults = dict(self.initial)
             self.requests = self.most_in_flight = 0
             self.reset()
-        unknown = controls.keys() - self.faults.keys()
-        if unknown:
-            return answer_json({"error": f"no such control: {', '.join(sorted(unknown))}"}, status=400)
         self.ordered(controls)
         return answer_json(self.faults)
+
+
+def _type_fault(name: str, value: object, initial: object) -> str | None:
+    if initial is None:
+        allowed = (*_UNLESS_NONE[name], type(None))
+    else:
+        allowed = _NUMBER if type(initial) is float else (type(initial),)
+    if type(value) not in allowed:
+        return f"{name} is to be {' or '.join(_NAMES[kind] for kind in allowed)}"
+    if isinstance(value, int | float) and value < 0:
+        return f"{name} is to be 0 or more"
+    return None
 
 
 def answer_json(document: object, *, status: int = 200) -> web.Response:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pipeline.errors import StartFailed
 from pipeline.sandbox.display import Display, display
 from pipeline.sandbox.guide import command, example, example_for_kcat, exports
+from pipeline.sandbox.interrupts import Interrupts
 from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.parts import TOPICS, create_topics, start_kafka
 from pipeline.sandbox.processes import SERVICES, StandIns, free_port, port_is_free
@@ -36,7 +37,7 @@ class Sandbox:
 
 def run_sandbox(sandbox: Sandbox) -> int:
     """Start it and wait; the exit code. Raises StartFailed with what to do."""
-    with display() as shown, ExitStack() as stack:
+    with Interrupts() as interrupts, display() as shown, ExitStack() as stack, interrupts.allowed():
         kafka: LocalKafka | None = None
         try:
             base = sandbox.port_base
@@ -53,8 +54,8 @@ def run_sandbox(sandbox: Sandbox) -> int:
                 kafka.kill()
             shown.step("stopped")
             return 0
-        ended = ", ".join(stand_ins.ended) or "Kafka"
-        raise StartFailed(f"{ended} ended by itself; everything else was stopped")
+        told = f"Kafka ended by itself: {kafka.ended}" if kafka is not None and kafka.ended else ""
+        raise StartFailed(told or f"{', '.join(stand_ins.ended)} ended by itself; everything else was stopped")
 
 
 def _free(port: int) -> int:

@@ -125,6 +125,19 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_starts(place: str
         run_demo(Plan(json_file=file, bootstrap_servers="127.0.0.1:1"))
 
 
+def test_a_dash_is_no_file_and_nothing_called_so_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StartFailed, match=r"^--json - would be a file of that name: name a file, or /dev/stdout$"):
+        run_demo(Plan(json_file=Path("-"), bootstrap_servers="127.0.0.1:1"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_figures_that_find_no_room_are_told_with_their_file() -> None:
+    told = r"^the figures are above; --json /dev/full could not be written: No space left on device$"
+    with pytest.raises(StartFailed, match=told):
+        demo._write(Path("/dev/full"), {"closed": True})
+
+
 def test_an_attempt_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     new, old = tmp_path / "new", tmp_path / "old"
     old.write_bytes(b"the figures of the run before")

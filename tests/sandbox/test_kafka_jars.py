@@ -99,6 +99,13 @@ def test_a_full_or_closed_disk_is_named(cache: Path, monkeypatch: pytest.MonkeyP
     assert list(cache.iterdir()) == []
 
 
+def test_a_cache_that_cannot_be_made_is_not_called_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    told = r"^/proc/nowhere/decision-pipeline cannot be written to; set XDG_CACHE_HOME to a directory that can$"
+    with pytest.raises(StartFailed, match=told):
+        ensure_downloaded()
+
+
 def test_without_jgo_it_says_what_to_do(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     del cache
     monkeypatch.setitem(sys.modules, "jgo.maven", None)

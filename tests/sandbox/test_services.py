@@ -6,11 +6,15 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.sandbox.processes import free_port
+import pytest
+
+from pipeline.errors import StartFailed
+from pipeline.sandbox.processes import StandIns, free_port
 from pipeline.sandbox.worker import Worker
 from tests.sandbox.terminal import Terminal, descendants, is_stand_in, paste_example
 
@@ -71,6 +75,21 @@ def test_its_ports_can_be_chosen_and_one_in_use_is_told(pipeline: Callable[..., 
     assert second.end() == 1
     assert second.said.splitlines()[-1] == f"error: port {base} is in use: choose another --port-base"
     assert terminal.interrupt() < 5
+
+
+def test_without_a_place_for_temporary_files_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/nowhere")
+    told = r"^no temporary directory can be made: No such file or directory\. Free some room, or set TMPDIR to "
+    with pytest.raises(StartFailed, match=told):
+        StandIns(["logx"])
+
+
+def test_sigterm_ends_it_like_ctrl_c(pipeline: Callable[..., Terminal]) -> None:
+    terminal = pipeline("sandbox")
+    terminal.read_until("starting stand-ins")
+    assert terminal.interrupt(signal.SIGTERM, presses=2) < 5
+    assert terminal.process.returncode == 0
+    assert terminal.said.endswith("stopped\n")
 
 
 def test_it_ends_when_a_part_of_it_does(pipeline: Callable[..., Terminal]) -> None:

@@ -1,0 +1,92 @@
+"""What the stand-ins make of mistakes in an order, and of requests that a browser or a proxy would make."""
+
+from __future__ import annotations
+
+import json
+import socket
+import urllib.request
+
+import pytest
+
+from pipeline.sandbox import project_data as data
+from pipeline.sandbox.processes import SERVICES, StandIns, until
+from tests.sandbox.calls import Answered, call
+from tests.sandbox.test_stand_ins import GOOD
+
+
+def control(stand_ins: StandIns, service: str, document: object) -> Answered:
+    return call(f"{stand_ins.address(service)}/control", document)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("service", "document", "told"),
+    [
+        ("cdn", ["latency"], "not an object"),
+        ("cdn", {"latency": "x"}, "latency is to be a whole number or a number"),
+        ("cdn", {"latency": True}, "latency is to be a whole number or a number"),
+        ("cdn", {"latency": -1}, "latency is to be 0 or more"),
+        ("cdn", {"status": "503"}, "status is to be a whole number or null"),
+        ("cdn", {"hold_answers": 1}, "hold_answers is to be true or false"),
+        ("cdn", {"denied": "key"}, "denied is to be a list"),
+        ("cdn", {"revision": {"nobody's": "7"}}, "revision of an unknown key: nobody's"),
+        ("cdn", {"reset": True, "revision": {"newKey": "7"}}, "revision of an unknown key: newKey"),
+        ("odp", {"users": [], "reset": True}, "users is to be an object"),
+        ("logx", {"unread": None}, "unread is to be true or false"),
+        ("logx", {"reset": 1}, "reset is to be true or false"),
+    ],
+)
+def test_of_an_order_with_a_mistake_nothing_is_done_and_the_mistake_is_told(
+    stand_ins: StandIns, service: str, document: object, told: str
+) -> None:
+    stand_ins.put_datafile("newKey", b'{"revision":"1"}')
+    before = stand_ins.control(service, latency=0.001)  # type: ignore[arg-type]
+    answer = control(stand_ins, service, document)
+    assert (answer.status, answer.json) == (400, {"error": told})
+    assert stand_ins.control(service) == before  # type: ignore[arg-type]
+
+
+def test_an_order_that_is_no_json_is_told(stand_ins: StandIns) -> None:
+    request = urllib.request.Request(f"{stand_ins.address('cdn')}/control", data=b"{")
+    with pytest.raises(urllib.request.HTTPError, match="400") as refused:
+        urllib.request.urlopen(request, timeout=5)
+    with refused.value as answer:
+        assert json.load(answer)["error"].startswith("not JSON: ")
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_what_is_in_force_can_be_ordered(service: str) -> None:
+    with StandIns([service]) as running:  # type: ignore[list-item]
+        initial = running.control(service)  # type: ignore[arg-type]
+        assert "latency" in initial
+        assert running.control(service, **initial) == initial  # type: ignore[arg-type]
+
+
+def _raw(stand_ins: StandIns, method: str, **headers: str) -> tuple[int, bytes]:
+    url = stand_ins.cdn_url_template % data.PRODUCTION
+    named = {name.replace("_", "-"): text for name, text in headers.items()}
+    request = urllib.request.Request(url, headers=named, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status, answer.read()
+    except urllib.request.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def test_the_cdn_takes_every_condition_as_http_means_it(stand_ins: StandIns) -> None:
+    assert _raw(stand_ins, "HEAD") == (200, b"")
+    assert _raw(stand_ins, "GET", If_None_Match="*") == (304, b"")
+    assert _raw(stand_ins, "GET", If_Modified_Since="yesterday")[0] == 200
+
+
+def test_a_held_request_whose_client_hung_up_is_not_unanswered(stand_ins: StandIns) -> None:
+    stand_ins.control("logx", hold_answers=True)
+    body = json.dumps(GOOD).encode()
+    port = int(stand_ins.address("logx").rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        head = "POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        until(lambda: stand_ins.ledger("logx")["unanswered"] == 1, timeout=5, what="a held answer")
+    until(lambda: stand_ins.ledger("logx")["unanswered"] == 0, timeout=5, what="nobody waiting")
+    assert stand_ins.ledger("logx")["distinct"] == 2, "what was taken stays taken"
+    assert stand_ins.control("logx")["hold_answers"] is True
