@@ -117,7 +117,9 @@ class KafkaSettings(Section):
         50_000, description="Most records of a partition under way, role logx: several full dispatches (process)."
     )
     held_bytes: ByteSize = Field(
-        ByteSize(64 * 1024**2), gt=0, description="Most bytes of records under way in a role (process)."
+        ByteSize(32 * 1024**2),
+        gt=0,
+        description="Most memory of records under way in a role: their bytes, and 1 KiB each (process).",
     )
     max_record_bytes: ByteSize = Field(
         ByteSize(1024**2),

@@ -27,6 +27,8 @@ from pipeline.messages.delivery import Chunk, Delivery, Result
 LOG_APPEND_TIME = 1
 CLOCK_SKEW_MS = 60_000
 """Most that the clocks of two brokers are taken to differ."""
+RECORD_OCTETS = 1024
+"""What a record under way weighs besides its value: the objects Python makes of it, and of its request."""
 _NO_NOTE = CommitNote()
 # After so many unclean ends in a row, the record at fault is looked for.
 _TRUSTED_ENDS = 3
@@ -176,7 +178,7 @@ class Partition:
 
     def take(self, records: list[Record]) -> int:
         """A chunk arrives; returns how many of its requests had been answered before a takeover."""
-        octets = sum([record.serialized_value_size for record in records])
+        octets = sum([record.serialized_value_size for record in records]) + RECORD_OCTETS * len(records)
         chunk = self._under_way(records, octets)
         answered = 0
         if self._recovered:

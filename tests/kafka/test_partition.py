@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from aiokafka import TopicPartition
 
-from pipeline.kafka.partition import CLOCK_SKEW_MS, LOG_APPEND_TIME, Opening, Partition
+from pipeline.kafka.partition import CLOCK_SKEW_MS, LOG_APPEND_TIME, RECORD_OCTETS, Opening, Partition
 from pipeline.kafka.poll import Record
 from pipeline.messages.delivery import Chunk
 
@@ -76,6 +76,15 @@ def test_a_chunk_that_was_answered_whole_is_settled_without_the_handler() -> Non
     partition = opened(handler, Opening(5, recovered={5: ASKED_AT, 6: ASKED_AT}))
     assert partition.take([record(5), record(6)]) == 2
     assert (handler.chunks, partition.position, partition.octets) == ([], 7, 0)
+
+
+def test_a_record_weighs_more_than_its_bytes_until_it_is_settled() -> None:
+    handler = Settles()
+    partition = opened(handler, Opening(5))
+    partition.take([record(5), record(6)])
+    assert partition.octets == 2 * (len(b"{}") + RECORD_OCTETS)
+    handler.settle()
+    assert partition.octets == 0
 
 
 def test_what_no_poll_brings_is_committed_once_nothing_is_under_way() -> None:
