@@ -7,6 +7,7 @@ does nothing else.
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import orjson
@@ -38,6 +39,7 @@ _VALUES = ("tags", "revenue", "value")
 _EVENT = {"entity_id", "key", "timestamp", "uuid", *_VALUES}
 _RULE_TYPES = {"feature-test", "rollout", "holdout", "experiment"}
 _REGIONS = {"US", "EU"}
+_is_uuid = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
 _NO_NAMES = ("", "", ""), 0
 _LARGEST_NUMBER = 2**53
 _EARLIEST, _LATEST = 1_000_000_000_000, 9_999_999_999_999
@@ -81,8 +83,8 @@ def _check_envelope(document: dict[str, Any]) -> None:
     for name, kind in _ENVELOPE.items():
         if type(document[name]) is not kind:
             raise Invalid(f"{name} is no {kind.__name__}")
-    if not document["account_id"] or not document["project_id"]:
-        raise Invalid("account_id or project_id is empty")
+    if not all(document[name] for name in ("account_id", "project_id", "client_name", "client_version")):
+        raise Invalid("account_id, project_id, client_name or client_version is empty")
     if document["enrich_decisions"] is not True:
         raise Invalid("enrich_decisions is not true")
     if "region" in document and document["region"] not in _REGIONS:
@@ -158,7 +160,7 @@ def _read_event(event: Any) -> tuple[Identity, str, bytes]:
         values = orjson.dumps(said, option=orjson.OPT_SORT_KEYS)
     if type(timestamp) is not int or not _EARLIEST <= timestamp <= _LATEST:
         raise Invalid("timestamp is not milliseconds")
-    if type(uuid) is not str or len(uuid) != 36 or uuid.count("-") != 4:
+    if type(uuid) is not str or _is_uuid(uuid) is None:
         raise Invalid("uuid is no UUID")
     if type(entity_id) is not str or type(key) is not str or not key:
         raise Invalid("entity_id or key is no text")

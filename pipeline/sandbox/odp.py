@@ -138,6 +138,8 @@ class Odp(StandIn):
             text, variables = document["query"], document.get("variables") or {}
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             return self._bad_query(f"not a GraphQL request: {error}", 400)
+        if type(text) is not str or type(variables) is not dict:
+            return self._bad_query("not a GraphQL request: query is no text, or variables is no object", 400)
         query = self._queries.get(text) or self._validated(text)
         if query.errors:
             return answer_json({"errors": [_formatted(error, "ValidationError") for error in query.errors]})

@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.sandbox import project_data as data
 from pipeline.sandbox.processes import SERVICES, StandIns, until
-from tests.sandbox.calls import Answered, call
-from tests.sandbox.test_stand_ins import GOOD
+from tests.sandbox.calls import KEY, Answered, call
+from tests.sandbox.test_stand_ins import GOOD, event, payload, visitor
 
 
 def control(stand_ins: StandIns, service: str, document: object) -> Answered:
@@ -77,6 +77,20 @@ def test_the_cdn_takes_every_condition_as_http_means_it(stand_ins: StandIns) -> 
     assert _raw(stand_ins, "HEAD") == (200, b"")
     assert _raw(stand_ins, "GET", If_None_Match="*") == (304, b"")
     assert _raw(stand_ins, "GET", If_Modified_Since="yesterday")[0] == 200
+
+
+@pytest.mark.parametrize("wrong", [{"query": [1]}, {"query": "{ __typename }", "variables": [1]}, {"query": None}])
+def test_graphql_of_another_type_is_refused(stand_ins: StandIns, wrong: dict[str, object]) -> None:
+    answer = call(f"{stand_ins.odp_host}/v3/graphql", wrong, KEY)
+    assert answer.status == 400
+    assert answer.json["errors"][0]["message"].startswith("not a GraphQL request: ")
+
+
+@pytest.mark.parametrize("uuid", ["zzzzzzzz-0000-4000-8000-000000000001", "000000-0000-0000-4000-8000-0000000000"])
+def test_logx_refuses_what_only_looks_like_a_uuid(stand_ins: StandIns, uuid: str) -> None:
+    assert call(stand_ins.logx_url, payload(visitor(event(1) | {"uuid": uuid}))).status == 400
+    assert call(stand_ins.logx_url, GOOD | {"client_name": ""}).status == 400
+    assert call(stand_ins.logx_url, GOOD | {"client_version": ""}).status == 400
 
 
 def test_a_held_request_whose_client_hung_up_is_not_unanswered(stand_ins: StandIns) -> None:

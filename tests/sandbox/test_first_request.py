@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.sandbox.terminal import Terminal, example_for_kcat, paste_example
+from tests.sandbox.terminal import Terminal, descendants, example_for_kcat, is_java, paste_example
 from tests.test_readme import blocks
 
 TITLE = "Your first request"
@@ -22,8 +24,8 @@ needs_kcat = pytest.mark.skipif(shutil.which("kcat") is None, reason="kcat is no
 
 
 @contextmanager
-def staying_up(pipeline: Callable[..., Terminal]) -> Iterator[tuple[str, str]]:
-    """The command of README.md, with less traffic: what it said, and the address of its broker."""
+def staying_up(pipeline: Callable[..., Terminal]) -> Iterator[tuple[str, str, Terminal]]:
+    """The command of README.md, with less traffic: what it said, the address of its broker, the command itself."""
     start, _ = blocks("sh", TITLE)
     words = start.split()
     assert words[0] == "pipeline"
@@ -31,9 +33,10 @@ def staying_up(pipeline: Callable[..., Terminal]) -> Iterator[tuple[str, str]]:
     said = terminal.read_until("kcat -C")
     found = re.search(r"bootstrap servers +(\S+)", said)
     assert found is not None
-    yield said, found[1]
-    assert terminal.interrupt() < 10
-    assert terminal.process.returncode == 0
+    yield said, found[1], terminal
+    if terminal.process.poll() is None:
+        assert terminal.interrupt() < 10
+        assert terminal.process.returncode == 0
 
 
 def paste(words: list[str], text: str) -> str:
@@ -55,17 +58,22 @@ def the_answer(lines: str) -> dict[str, Any]:
 
 def test_python_and_what_is_printed(pipeline: Callable[..., Terminal]) -> None:
     (program,) = blocks("python", TITLE)
-    with staying_up(pipeline) as (said, broker):
+    with staying_up(pipeline) as (said, broker, terminal):
         assert _SHOWN_BROKER in program
         answer = paste([sys.executable, "-"], program.replace(_SHOWN_BROKER, broker))
         assert "'flagKey': 'checkout_redesign'" in answer
         assert paste_example(said)["decisions"][0]["flagKey"] == "checkout_redesign"
+        # What stays up until Ctrl-C does not stay up without its broker.
+        (pid,) = filter(is_java, descendants(terminal.process.pid))
+        os.kill(pid, signal.SIGKILL)
+        assert terminal.end() == 1
+        assert "\nerror: Kafka ended by itself: SIGKILL, " in terminal.said
 
 
 @needs_kcat
 def test_kcat(pipeline: Callable[..., Terminal]) -> None:
     _, script = blocks("sh", TITLE)
-    with staying_up(pipeline) as (said, broker):
+    with staying_up(pipeline) as (said, broker, _):
         assert script.count(_SHOWN_BROKER) == 2
         result = the_answer(paste(["sh", "-eu"], script.replace(_SHOWN_BROKER, broker)))
         assert (result["requestId"], result["decisions"][0]["flagKey"]) == ("r-1", "checkout_redesign")
