@@ -1,0 +1,88 @@
+"""The first signal ends what runs, in a loop or not; later ones do not cut short how it is taken down."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+HEAD = """
+    import asyncio, signal
+    from pipeline.sandbox.interrupts import Interrupts
+    press = signal.raise_signal
+"""
+
+
+def said(program: str, *before: str) -> tuple[int, str]:
+    """Exit code and output, of a process of its own: what it does to signals stays there."""
+    command = [*before, sys.executable, "-c", textwrap.dedent(HEAD) + textwrap.dedent(program)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_the_first_is_an_interrupt_and_later_ones_are_none(name: str, status: int) -> None:
+    program = f"""
+        with Interrupts() as interrupts:
+            try:
+                press(signal.{name})
+            except KeyboardInterrupt:
+                press(signal.SIGINT)
+                print("taken down")
+        press(signal.SIGINT)
+        press(signal.SIGTERM)
+        print(interrupts.status)
+    """
+    assert said(program) == (0, f"taken down\n{status}\n")
+
+
+def test_in_a_loop_what_runs_is_cancelled_and_finishes_its_end() -> None:
+    program = """
+        async def work():
+            try:
+                press(signal.SIGTERM)
+                await asyncio.sleep(30)
+            finally:
+                press(signal.SIGINT)
+                await asyncio.sleep(0.01)
+                print("finished")
+
+        with Interrupts() as interrupts:
+            try:
+                interrupts.run(work())
+            except KeyboardInterrupt:
+                print(interrupts.status)
+    """
+    assert said(program) == (0, "finished\n143\n")
+
+
+def test_what_takes_everything_down_is_not_cut_short_by_the_first_either() -> None:
+    program = """
+        with Interrupts() as interrupts:
+            with interrupts.allowed():
+                print(interrupts.run(asyncio.sleep(0, "ran")))
+            press(signal.SIGINT)
+            print("taken down")
+    """
+    assert said(program) == (0, "ran\ntaken down\n")
+
+
+def test_without_an_interrupt_everything_is_as_before() -> None:
+    program = """
+        with Interrupts():
+            pass
+        print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, flush=True)
+        press(signal.SIGTERM)
+    """
+    assert said(program) == (-15, "True\n")
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    program = """
+        with Interrupts() as interrupts:
+            press(signal.SIGHUP)
+        print(interrupts.status)
+    """
+    assert said(program, "nohup") == (0, "0\n")
