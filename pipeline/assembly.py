@@ -49,6 +49,7 @@ class Worker:
         if not settings.optimizely.sdk_keys:
             raise ConfigurationError(["PIPELINE_OPTIMIZELY__SDK_KEYS: name at least one SDK key"])
         self.settings = settings
+        self._fence = fence
         # A second series for each counter that says when it was made: nobody asks, and each scrape carries them all.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
@@ -77,7 +78,7 @@ class Worker:
         admin = await client.start_client(client.admin(settings.kafka))
         self._others.append(admin)
         topics = await check_topics(admin, settings.kafka, settings.topics, settings.roles)
-        self._producer = await client.start_client(client.producer(settings.kafka))
+        self._producer = await client.start_client(client.producer(settings.kafka, before_send=self._fence.check))
         # Consumption begins when every key has a datafile or is known to be bad: a request would be lost otherwise.
         self._awaited = "the datafiles"
         await self.datafiles.settled()

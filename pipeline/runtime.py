@@ -2,7 +2,8 @@
 
 A worker whose loop stood still for about a session timeout (SIGSTOP, a suspended machine, a callback that never
 returned) may have lost its partitions without knowing. It ends before it sends anything: each turn of the selector
-looks at the clock first. What is left is a request already handed to the socket.
+looks at the clock first, and so does each request to Kafka, for a process goes on where it was held. What is left is a
+request already handed to the socket.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Fence:
         self.longest = 0.0
 
     def check(self) -> None:
-        """Called first thing in each turn of the loop."""
+        """Called first thing in each turn of the loop, and before a request is handed to Kafka."""
         now = self._clock()
         stood = now - self._last
         self._last = now

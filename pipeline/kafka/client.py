@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import structlog
@@ -101,8 +101,12 @@ def scanner(settings: KafkaSettings) -> AIOKafkaConsumer:
     )
 
 
-def producer(settings: KafkaSettings) -> AIOKafkaProducer:
-    """The one producer of a process: idempotent, acknowledged by all replicas, zstd."""
+def producer(settings: KafkaSettings, *, before_send: Callable[[], None] = lambda: None) -> AIOKafkaProducer:
+    """The one producer of a process: idempotent, acknowledged by all replicas, zstd.
+
+    `before_send` is called before each request is handed to the socket: a process that was held in the middle of a turn
+    of its loop goes on there, and must not send what it held ready.
+    """
     made = AIOKafkaProducer(
         **_connection(settings),
         acks="all",
@@ -113,6 +117,14 @@ def producer(settings: KafkaSettings) -> AIOKafkaProducer:
     )
     # aiokafka gives up a batch whose partition has had no leader for a request's time, idempotent or not: an outage.
     made._message_accumulator._batch_ttl = math.inf
+    network: Any = made.client
+    send = network.send
+
+    async def checked(*arguments: Any, **named: Any) -> Any:
+        before_send()
+        return await send(*arguments, **named)
+
+    network.send = checked
     return made
 
 

@@ -430,3 +430,20 @@ def never(reason: str, error: BaseException) -> None:
 
 async def unreachable(*_: object) -> bool:
     return False
+
+
+@pytest.mark.asyncio
+async def test_each_request_to_the_broker_is_preceded_by_a_look_at_the_clock(kafka: Broker, topics: TopicMaker) -> None:
+    own = await topics(partitions=1)
+    looks: list[int] = []
+    written = 0
+    producer = await client.start_client(
+        client.producer(kafka_settings(kafka), before_send=lambda: looks.append(written))
+    )
+    try:
+        for number in range(1, 4):
+            await producer.send_and_wait(own.decide_results, b"{}", partition=0)
+            assert looks.count(number - 1) >= 1, "a request went out unseen"
+            written = number
+    finally:
+        await producer.stop()
