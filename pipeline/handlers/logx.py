@@ -6,16 +6,14 @@ whatever the datafile says by now. A conversion needs the datafile, for its even
 
 from __future__ import annotations
 
-import orjson
-
 from pipeline.datafile.poller import Datafiles
 from pipeline.errors import Rejected
 from pipeline.handlers.keys import project_of
 from pipeline.logx.dispatcher import Logx
 from pipeline.logx.payload import conversion, impressions
-from pipeline.messages.contracts import DECIDE_RESULT
 from pipeline.messages.delivery import Chunk, Delivery, identity_of
 from pipeline.messages.events import parse_track_event
+from pipeline.messages.results import parse_result
 from pipeline.settings import LogxSettings
 
 
@@ -42,13 +40,7 @@ class ImpressionsHandler:
             chunk.done(nothing_due)
 
     def _due(self, record: Delivery, chunk: Chunk) -> bool:
-        try:
-            result = orjson.loads(record.value or b"")
-        except orjson.JSONDecodeError as error:
-            raise Rejected("not_json", "the result is not JSON") from error
-        if not DECIDE_RESULT.is_valid(result):
-            raise Rejected("not_a_result", DECIDE_RESULT.first_fault(result))
-        owed = impressions(result, max_events=self._max_events, max_bytes=self._max_bytes)
+        owed = impressions(parse_result(record.value), max_events=self._max_events, max_bytes=self._max_bytes)
         if owed is None:
             return False
         envelope, visitors = owed

@@ -8,17 +8,19 @@ complete; a body is `envelope_bytes` around visitors of that one envelope. Calle
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from operator import itemgetter
 from typing import Any, NamedTuple
 
+import msgspec
 import orjson
 from mmh3 import mmh3_x64_128_digest
+from msgspec import UNSET
 
 from pipeline.errors import Rejected
 from pipeline.messages.events import TrackEvent
+from pipeline.messages.results import Attribute, Impression, Published
 from pipeline.project import ProjectConfig
 
 CLIENT_NAME = "decision-pipeline"
@@ -44,31 +46,24 @@ Visitor = tuple[bytes, int]
 """One rendered visitor and its number of events."""
 
 
-def impressions(
-    result: Mapping[str, Any], *, max_events: int, max_bytes: int
-) -> tuple[Envelope, Sequence[Visitor]] | None:
-    """The impressions a `decide.results` value owes; None when it owes none.
+def impressions(result: Published, *, max_events: int, max_bytes: int) -> tuple[Envelope, Sequence[Visitor]] | None:
+    """The impressions a published result owes; None when it owes none.
 
     One visitor, so that its attributes are sent once, with a snapshot for each impression as the SDKs send them: the
     events of a snapshot are attributed to all of its decisions, so two decisions must not share one. Several visitors
     only where a single one would not fit a body of `max_bytes` or `max_events`; order and identities stay the same.
-    Reads `tracking`, `source`, `timestamp`, `userId` and `revision`. Raises Rejected when the value is no result.
+    Raises Rejected when it cannot be sent.
     """
-    try:
-        tracking = result.get("tracking")
-        if not tracking or not tracking["impressions"]:
-            return None
-        envelope = _envelope(
-            tracking["accountId"],
-            tracking["projectId"],
-            result["revision"],
-            tracking["anonymizeIp"],
-            tracking["region"],
-        )
-        snapshots = _snapshots(tracking["impressions"], result["source"], result["timestamp"])
-        opening = _opening(result["userId"], tracking["attributes"])
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise Rejected("not_a_result", f"{type(error).__name__} while reading what it tracks") from error
+    tracking = result.tracking
+    if tracking is UNSET:
+        return None
+    if result.revision is None:
+        raise Rejected("not_a_result", "revision: required where impressions are due")
+    envelope = _envelope(
+        tracking.account_id, tracking.project_id, result.revision, tracking.anonymize_ip, tracking.region
+    )
+    snapshots = _snapshots(tracking.impressions, result.source, result.timestamp)
+    opening = _opening(result.user_id, tracking.attributes)
     visitor = b"".join((opening, _SNAPSHOTS, ",".join(snapshots).encode(), b"]}"))
     # No envelope comes near half a body, so what is below half needs no exact count.
     if len(visitor) * 2 <= max_bytes and len(snapshots) <= max_events:
@@ -147,66 +142,58 @@ def overhead(envelope: Envelope) -> int:
 
 @lru_cache(maxsize=1024)
 def _envelope(account_id: str, project_id: str, revision: str, anonymize_ip: bool, region: str) -> Envelope:
-    """Made once, not per record. What a stranger wrote in place of text fails here and not among the batches."""
+    """Made once, not per record."""
     return Envelope(account_id, project_id, revision, anonymize_ip, region.upper())
 
 
-def _opening(user_id: str, attributes: Sequence[Mapping[str, Any]]) -> bytes:
+class _Opening(msgspec.Struct, gc=False):
+    visitor_id: str
+    attributes: list[Attribute]
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def _opening(user_id: str, attributes: list[Attribute]) -> bytes:
     """A visitor up to its snapshots, without the comma."""
-    text = orjson.dumps({"visitor_id": user_id, "attributes": attributes})[:-1]
-    # Decided by the first: one writer wrote them all.
-    if not attributes or "type" in attributes[0]:
-        return text
-    # Half the cost of a dict for each. Within text JSON escapes a quote, and no key follows the quote that ends it, so
-    # this is found where an attribute begins and nowhere else.
-    typed = text.replace(b'{"entity_id":', b'{"type":"custom","entity_id":')
-    if len(typed) - len(text) == len(attributes) * len(b'"type":"custom",'):
-        return typed
-    return _opening(user_id, [{"type": "custom", **attribute} for attribute in attributes])
+    return _encode(_Opening(user_id, attributes))[:-1]
 
 
-def _snapshots(tracked: Sequence[Mapping[str, Any]], source: str, timestamp: int) -> list[str]:
-    if type(timestamp) is not int or type(source) is not str:
-        raise TypeError("source is text and timestamp a number of ms")
+def _snapshots(tracked: Sequence[Impression], source: str, timestamp: int) -> list[str]:
     snapshots = []
     for index, impression in enumerate(tracked):
-        cmab_uuid = impression.get("cmabUuid")
-        head = _render_head(_ids(impression), cmab_uuid) if cmab_uuid else _head(_ids(impression))
+        head = _render_head(impression) if impression.cmab_uuid else _head(impression)
         snapshots.append(f'{head}{timestamp},"uuid":"{event_uuid(source, timestamp, index)}"}}]}}')
     return snapshots
 
 
-_ids = itemgetter(
-    "flagKey", "ruleKey", "ruleType", "variationKey", "enabled", "campaignId", "experimentId", "variationId"
-)
-
-
-@lru_cache(maxsize=10_000)
-def _head(ids: tuple[Any, ...]) -> str:
-    """A snapshot up to its timestamp. It depends on the datafile only: a few texts, each used very often."""
-    return _render_head(ids, None)
-
-
-def _render_head(ids: tuple[Any, ...], cmab_uuid: str | None) -> str:
-    flag_key, rule_key, rule_type, variation_key, enabled, campaign_id, experiment_id, variation_id = ids
+def _render_head(impression: Impression) -> str:
+    """A snapshot up to its timestamp."""
+    variation_id = impression.variation_id
+    if variation_id is not None and not (variation_id.isascii() and variation_id.isdigit()):
+        raise Rejected("not_a_result", "tracking.impressions: variationId: pattern")
     metadata = {
-        "flag_key": flag_key,
-        "rule_key": rule_key,
-        "rule_type": rule_type,
-        "variation_key": variation_key,
-        "enabled": enabled,
+        "flag_key": impression.flag_key,
+        "rule_key": impression.rule_key,
+        "rule_type": impression.rule_type,
+        "variation_key": impression.variation_key,
+        "enabled": impression.enabled,
     }
-    if cmab_uuid:
-        metadata["cmab_uuid"] = cmab_uuid
+    if impression.cmab_uuid:
+        metadata["cmab_uuid"] = impression.cmab_uuid
     decision = {
-        "campaign_id": campaign_id,
-        "experiment_id": experiment_id,
+        "campaign_id": impression.campaign_id,
+        "experiment_id": impression.experiment_id,
         "variation_id": variation_id,
         "metadata": metadata,
     }
-    event = {"entity_id": campaign_id, "key": "campaign_activated"}
+    event = {"entity_id": impression.campaign_id, "key": "campaign_activated"}
     text = orjson.dumps({"decisions": [decision], "events": [event]}).decode()
     return text.removesuffix("}]}") + ',"timestamp":'
+
+
+# It depends on the datafile only, unless a prediction had a part in it: a few texts, each used very often.
+_head = lru_cache(maxsize=10_000)(_render_head)
 
 
 def _several(opening: bytes, snapshots: Sequence[bytes], max_events: int, max_bytes: int) -> list[Visitor]:

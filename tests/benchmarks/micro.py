@@ -35,6 +35,7 @@ from pipeline.decision.decider import decide
 from pipeline.decision.visitor import Visitor
 from pipeline.logx.payload import envelope_bytes, impressions
 from pipeline.messages.decide import DecideRequest, parse_decide_request
+from pipeline.messages.results import Published, parse_result
 from pipeline.project import compile_datafile
 from pipeline.project.attributes import MOST_REMEMBERED
 from pipeline.project.outcomes import Outcome
@@ -263,10 +264,10 @@ def _impressions(title: str, results: list[bytes], events: list[Any], calls: int
 
     def read() -> int:
         for value in results:  # one at a time, as they are handled
-            orjson.loads(value)
+            parse_result(value)
         return users
 
-    loaded = [orjson.loads(value) for value in results]
+    loaded = [parse_result(value) for value in results]
 
     def written() -> str:
         return json.dumps(cast(Any, EventFactory.create_log_event(events, logger)).params)
@@ -278,11 +279,11 @@ def _impressions(title: str, results: list[bytes], events: list[Any], calls: int
     )  # fmt: skip
     yield Case(
         name=f"{title}: read the result, write its impressions", operations=users, calls=calls,
-        ours=lambda: _body(orjson.loads(value) for value in results), theirs=written, says=SDK_EVENT,
+        ours=lambda: _body(parse_result(value) for value in results), theirs=written, says=SDK_EVENT,
     )  # fmt: skip
 
 
-def _body(results: Iterable[dict[str, Any]]) -> bytes:
+def _body(results: Iterable[Published]) -> bytes:
     """All the results owe, in one body: they are of one revision."""
     visitors: list[bytes] = []
     envelope = None

@@ -11,7 +11,6 @@ from pipeline.errors import Rejected
 from pipeline.handlers.logx import ConversionsHandler, ImpressionsHandler
 from pipeline.logx.dispatcher import Logx
 from pipeline.logx.payload import Envelope
-from pipeline.messages.contracts import DECIDE_RESULT
 from pipeline.messages.delivery import Chunk, Delivery
 from pipeline.project import compile_datafile
 from pipeline.sandbox.project_data import EVENTS, PRODUCTION, STAGING, datafile
@@ -109,13 +108,18 @@ def test_what_is_no_result_is_rejected_and_its_neighbours_are_handed_over(value:
     assert chunk.settled == 0
 
 
-@pytest.mark.parametrize("name", DECIDE_RESULT.schema["properties"])
+@pytest.mark.parametrize("name", ["requestId", "source", "timestamp", "userId", "revision", "error", "tracking"])
 def test_a_result_nested_deeper_than_can_be_written_is_rejected_and_its_neighbours_are_handed_over(name: str) -> None:
     for deep in (nested(300), [nested(300)]):
         chunk = RecordingChunk(records(result(), result() | {"userId": "ada", name: deep}, result()))
         assert [record.offset for _, _, _, record in impressions_of(chunk).all] == [0, 2]
         ((record, why),) = chunk.rejected
         assert (record.offset, why.reason) == (1, "not_a_result")
+
+
+def test_what_was_decided_is_passed_over_however_deep_it_is_nested() -> None:
+    chunk = RecordingChunk(records(result() | {"decisions": [nested(300)], "sdkKey": nested(300)}))
+    assert [record.offset for _, _, _, record in impressions_of(chunk).all] == [0]
 
 
 def test_an_attribute_too_deep_to_be_written_is_rejected() -> None:
