@@ -8,6 +8,7 @@ Ctrl-C, or the death of this process, leaves nothing running.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import re
 import time
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.error import URLError
 
 import orjson
 from aiokafka.errors import KafkaError
@@ -28,7 +30,7 @@ from pipeline.sandbox.figures import Figures, figures
 from pipeline.sandbox.guide import example, example_for_kcat
 from pipeline.sandbox.interrupts import Interrupts
 from pipeline.sandbox.parts import Parts, start_parts
-from pipeline.sandbox.processes import free_port, usual_port
+from pipeline.sandbox.processes import ANOTHER_DISK, free_port, usual_port
 from pipeline.sandbox.session import STILL_SECONDS, Accident, Kill, Session
 from pipeline.sandbox.traffic import Fate, Sent, decide_requests, odp_events, track_events
 from pipeline.settings import SERVERS
@@ -38,6 +40,7 @@ _Outcome = TypeVar("_Outcome")
 _LOOK_SECONDS = 0.2
 _LAST_SECONDS = 5
 _KAFKA_PORT, _OPERATIONS_PORT = 9092, 8088
+_UNANSWERED = KafkaError, URLError, ConnectionError, TimeoutError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +159,7 @@ def _write(file: Path, written: Figures) -> None:
 
 
 def _in_loop(coroutine: Coroutine[Any, Any, _Outcome], parts: Parts, interrupts: Interrupts) -> _Outcome:
-    """Run it. Raises StartFailed that names the part which is gone."""
+    """Run it. Raises StartFailed that names the part which is gone, or what the machine lacks."""
     try:
         return interrupts.run(_while_all_run(coroutine, parts))
     except (KafkaError, OSError) as error:
@@ -172,7 +175,11 @@ def _in_loop(coroutine: Coroutine[Any, Any, _Outcome], parts: Parts, interrupts:
 
 
 def _gone(error: Exception) -> StartFailed:
-    return StartFailed(f"the broker or a stand-in does not answer any more: {error}")
+    why = str(error) or type(error).__name__
+    if isinstance(error, _UNANSWERED):
+        return StartFailed(f"the broker or a stand-in does not answer any more: {why}")
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    return StartFailed(f"{why}. {ANOTHER_DISK}" if full else why)
 
 
 async def _while_all_run(coroutine: Coroutine[Any, Any, _Outcome], parts: Parts) -> _Outcome:

@@ -57,6 +57,8 @@ def _fault(host: str, port: int) -> str | None:
         return f"says nothing for {_ANSWER_SECONDS} s"
     except OSError as error:
         return f"cannot be reached ({error.strerror or error})"
+    except UnicodeError:
+        return "is no host name"  # `a..b`: the name cannot even be asked for.
     if not answer:
         return "hangs up, as it may want TLS or a password"
     return None if answer[4:] == struct.pack(">i", 1) else "is no Kafka, or wants TLS"

@@ -40,17 +40,25 @@ class Interrupts:
     def run(self, coroutine: Coroutine[Any, Any, _Outcome]) -> _Outcome:
         """asyncio.run, whose own handler would take the second Ctrl-C as an order to leave everything behind."""
         try:
-            return asyncio.run(self._cancellable(coroutine))
+            outcome = asyncio.run(self._cancellable(coroutine))
         except asyncio.CancelledError:
             raise KeyboardInterrupt from None
         finally:
             self._cancel = None
+        if self.status:
+            # It came when the coroutine had just ended, or the coroutine went on; later ones do nothing any more.
+            raise KeyboardInterrupt
+        return outcome
 
     async def _cancellable(self, coroutine: Coroutine[Any, Any, _Outcome]) -> _Outcome:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
-        return await coroutine
+        try:
+            return await coroutine
+        finally:
+            # What remains is the loop's own end, which closes it: `run` sees the status.
+            self._cancel = lambda: None
 
     @contextmanager
     def allowed(self) -> Iterator[None]:

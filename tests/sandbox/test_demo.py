@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import orjson
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaConnectionError
 
 from pipeline.errors import StartFailed
 from pipeline.sandbox import demo
@@ -21,8 +23,9 @@ from pipeline.sandbox.account import Account
 from pipeline.sandbox.demo import Plan, run_demo
 from pipeline.sandbox.display import Display, display
 from pipeline.sandbox.figures import Figures
+from pipeline.sandbox.interrupts import Interrupts
 from pipeline.sandbox.parts import Parts
-from pipeline.sandbox.processes import StandIns, until
+from pipeline.sandbox.processes import ANOTHER_DISK, StandIns, until
 from pipeline.sandbox.session import Kill, Session
 from pipeline.sandbox.traffic import Fate, Sent, decide_requests
 from pipeline.sandbox.worker import Worker
@@ -146,6 +149,34 @@ def test_an_attempt_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None
             run_demo(Plan(json_file=file, bootstrap_servers="127.0.0.1:1"))
     assert old.read_bytes() == b"the figures of the run before"
     assert not new.exists()
+
+
+def test_a_host_that_is_no_name_is_told() -> None:
+    with pytest.raises(StartFailed, match=r"^--bootstrap-servers: a\.\.b:9092 is no host name; is Kafka"):
+        run_demo(Plan(bootstrap_servers="a..b:9092"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KafkaConnectionError("no"), "the broker or a stand-in does not answer any more: KafkaConnectionError: no"),
+        (ConnectionResetError(), "the broker or a stand-in does not answer any more: ConnectionResetError"),
+        (TimeoutError(), "the broker or a stand-in does not answer any more: TimeoutError"),
+        (OSError(errno.ENOSPC, "No space left on device"), f"[Errno 28] No space left on device. {ANOTHER_DISK}"),
+        (OSError(errno.EMFILE, "Too many open files"), "[Errno 24] Too many open files"),
+    ],
+)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_what_ends_a_run_is_told_as_what_it_is(
+    stand_ins: StandIns, error: Exception, told: str, *, grouped: bool
+) -> None:
+    async def work() -> None:
+        raise ExceptionGroup("of tasks", [error]) if grouped else error
+
+    parts = Parts("", None, stand_ins, {}, Worker({}, log=stand_ins.directory / "worker.log"))
+    with Interrupts() as interrupts, pytest.raises(StartFailed) as failure:
+        demo._in_loop(work(), parts, interrupts)
+    assert str(failure.value) == told
 
 
 class _NoWorker:

@@ -58,6 +58,30 @@ def test_in_a_loop_what_runs_is_cancelled_and_finishes_its_end() -> None:
     assert said(program) == (0, "finished\n143\n")
 
 
+@pytest.mark.parametrize(
+    "late",
+    [
+        "loop.call_soon(press, signal.SIGINT)",
+        "close = loop.close; loop.close = lambda: (close(), press(signal.SIGINT))",
+    ],
+    ids=["before the task's end is seen", "after the loop is closed"],
+)
+def test_one_that_comes_when_the_work_has_just_ended_is_not_lost(late: str) -> None:
+    program = f"""
+        async def work():
+            loop = asyncio.get_running_loop()
+            {late}
+            return "ran"
+
+        with Interrupts() as interrupts:
+            try:
+                print(interrupts.run(work()))
+            except KeyboardInterrupt:
+                print("interrupted", interrupts.status)
+    """
+    assert said(program) == (0, "interrupted 130\n")
+
+
 def test_what_takes_everything_down_is_not_cut_short_by_the_first_either() -> None:
     program = """
         with Interrupts() as interrupts:
