@@ -1,7 +1,8 @@
 """The time in which a run is under way: records are produced, results read, a worker perhaps killed, until all is said.
 
-Ends when the account closes, or when nothing has moved for half a minute: what is missing then will not come. A broker
-that is gone ends it at once; no client waits for one at its end. Used by the demo, once for a run.
+Ends when the account closes, or when nothing has moved for half a minute: what is missing then will not come. So long
+it takes to notice that somebody's Kafka is gone, too (of the demo's own `Parts.check` tells at once); no client waits
+for one at its end. Used by the demo, once for a run.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from itertools import islice
 
@@ -41,8 +42,8 @@ class Session:
         self._next: dict[TopicPartition, int] = {}
 
     async def send(self, records: Iterable[Sent]) -> None:
-        """Produce records in their order, and book each with its place."""
-        async with self._producer() as producer:
+        """Produce records in their order, and book each with its place. Raises StartFailed if Kafka takes none."""
+        async with self._limited("Kafka takes no records") as moved, self._producer() as producer:
             for batch in _batches(iter(records)):
                 sending = [
                     await producer.send(self._parts.topics[record.stream], record.value, key=record.key)
@@ -51,6 +52,7 @@ class Session:
                 for record, future in zip(batch, sending, strict=True):
                     at = await future
                     self._account.book_sent(f"{at.topic}-{at.partition}-{at.offset}", record)
+                moved()
 
     async def run(self, records: list[Sent], accident: Accident) -> None:
         """Send `records`, read what comes of them and of those sent before; `seconds` until all were answered."""
@@ -71,14 +73,17 @@ class Session:
                 if account.progress != before:
                     before, moved = account.progress, time.monotonic()
             else:
-                await self._ask_broker(consumer)
+                await self._ask_broker()
             producing.cancel()
         self.seconds = self.seconds or time.monotonic() - started
         account.book_worker(self._parts.worker.metric("segment_lookups_total", outcome="hit"))
         await self._book_services("full=1")
 
     async def end(self) -> int:
-        """Stop the worker, and read what it still wrote: nothing may come that nobody sent. Its exit status."""
+        """Stop the worker, and read what it still wrote: nothing may come that nobody sent. Its exit status.
+
+        Raises StartFailed if Kafka does not let it be read.
+        """
         worker = self._parts.worker
         try:
             status = await asyncio.to_thread(worker.stop)
@@ -86,21 +91,42 @@ class Session:
             # The thread waits for the worker, and the loop's end for the thread.
             worker.signal(signal.SIGKILL)
             raise
-        async with self._reader() as consumer:
+        async with self._limited("Kafka gives no more results") as moved, self._reader() as consumer:
             ends = await consumer.end_offsets(consumer.assignment())
             while any([await consumer.position(partition) < end for partition, end in ends.items()]):
+                before = dict(self._next)
                 await self._read(consumer)
+                if self._next != before:
+                    moved()
         # What it posted last is not on any topic.
         await self._book_services("full=1")
         return status
 
-    async def _ask_broker(self, consumer: AIOKafkaConsumer) -> None:
+    @asynccontextmanager
+    async def _limited(self, still: str) -> AsyncIterator[Callable[[], None]]:
+        """Raises StartFailed, saying `still` unless Kafka is gone, when too long nobody called what it gives."""
+        seconds, now = max(self._still_seconds, _ANSWER_SECONDS), asyncio.get_running_loop().time
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                yield lambda: limit.reschedule(now() + seconds)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise  # Of what was done there.
+            await self._ask_broker()
+            raise StartFailed(f"{still}: nothing for {seconds:g} s, though {self._kafka} answers") from error
+
+    @property
+    def _kafka(self) -> str:
+        return f"Kafka at {self._parts.bootstrap_servers}"
+
+    async def _ask_broker(self) -> None:
         """Nothing moves: raises StartFailed if that is because Kafka, perhaps on another machine, is gone."""
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
+            async with asyncio.timeout(_ANSWER_SECONDS), self._reader() as consumer:
                 await consumer.end_offsets(consumer.assignment())
         except (TimeoutError, KafkaError) as error:
-            raise StartFailed(f"Kafka at {self._parts.bootstrap_servers} does not answer any more") from error
+            raise StartFailed(f"{self._kafka} does not answer any more") from error
 
     @asynccontextmanager
     async def _producer(self) -> AsyncIterator[AIOKafkaProducer]:

@@ -7,10 +7,12 @@ import errno
 import os
 import re
 import signal
+import socket
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -18,13 +20,13 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaConnectionError
 
 from pipeline.errors import StartFailed
-from pipeline.sandbox import demo
+from pipeline.sandbox import demo, session
 from pipeline.sandbox.account import Account
 from pipeline.sandbox.demo import Plan, run_demo
 from pipeline.sandbox.display import Display, display
 from pipeline.sandbox.figures import Figures
 from pipeline.sandbox.interrupts import Interrupts
-from pipeline.sandbox.parts import Parts
+from pipeline.sandbox.parts import TOPICS, Parts
 from pipeline.sandbox.processes import ANOTHER_DISK, StandIns, until
 from pipeline.sandbox.session import Kill, Session
 from pipeline.sandbox.traffic import Fate, Sent, decide_requests
@@ -194,6 +196,10 @@ class _NoWorker:
     def start(self) -> None:
         self.done.append("start")
 
+    def stop(self) -> int:
+        self.done.append("stop")
+        return 0
+
 
 def test_the_kill_waits_for_a_post_under_way_and_demands_repeats(stand_ins: StandIns) -> None:
     worker = _NoWorker()
@@ -231,14 +237,48 @@ async def test_an_interrupt_does_not_wait_for_a_worker_that_will_not_stop(stand_
     until(lambda: worker.log_tail() == "deaf", timeout=10, what="its deafness")
     shown: Display
     with display() as shown:
-        session = Session(Parts("", None, stand_ins, {}, worker), Account(), shown)
-        ending = asyncio.create_task(session.end())
+        ending = asyncio.create_task(Session(Parts("", None, stand_ins, {}, worker), Account(), shown).end())
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.shield(ending), 0.5)
         ending.cancel()
         with pytest.raises(asyncio.CancelledError):
             await ending
     assert worker.wait(5) == 128 + signal.SIGKILL
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("answers", [False, True])
+@pytest.mark.parametrize(
+    ("waiting", "still"),
+    [
+        (lambda session: session.send(decide_requests(1)), "Kafka takes no records"),
+        (Session.end, "Kafka gives no more results"),
+    ],
+    ids=["send", "end"],
+)
+async def test_somebodys_kafka_that_falls_silent_is_not_waited_for(
+    stand_ins: StandIns,
+    monkeypatch: pytest.MonkeyPatch,
+    waiting: Callable[[Session], Coroutine[Any, Any, object]],
+    still: str,
+    *,
+    answers: bool,
+) -> None:
+    async def answered(_: Session) -> None:
+        return None
+
+    monkeypatch.setattr(session, "_ANSWER_SECONDS", 0.2)
+    if answers:
+        monkeypatch.setattr(Session, "_ask_broker", answered)
+    with socket.create_server(("127.0.0.1", 0)) as silent, display() as shown:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        topics = {stream: stream for stream in ("decide_requests", "decide_results", "dead_letters")}
+        parts = Parts(address, None, stand_ins, topics, _NoWorker())  # type: ignore[arg-type]
+        with pytest.raises(StartFailed) as failure:
+            async with asyncio.timeout(5):
+                await waiting(Session(parts, Account(), shown, still_seconds=0.1))
+    said = f"{still}: nothing for 0.2 s, though Kafka at {address} answers"
+    assert str(failure.value) == (said if answers else f"Kafka at {address} does not answer any more")
 
 
 def test_ctrl_c_leaves_nothing_running_however_often_it_is_pressed(pipeline: Callable[..., Terminal]) -> None:
@@ -320,11 +360,21 @@ def assert_interrupted(terminal: Terminal, number: int = signal.SIGINT, *, press
 
 
 @pytest.mark.asyncio
-async def test_nothing_of_it_stays_on_an_existing_broker(kafka: Broker) -> None:
+async def test_nothing_of_it_stays_on_an_existing_broker(kafka: Broker, pipeline: Callable[..., Terminal]) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
     await admin.start()
+
+    async def of_demos() -> tuple[list[str], list[str]]:
+        topics, groups = await admin.list_topics(), [group for group, *_ in await admin.list_consumer_groups()]
+        return [name for name in topics if name.startswith("demo-")], [name for name in groups if "demo-" in name]
+
     try:
-        assert [topic for topic in await admin.list_topics() if topic.startswith("demo-")] == []
-        assert [group for group, *_ in await admin.list_consumer_groups() if group.startswith("demo-")] == []
+        terminal = pipeline("demo", "--requests", "20", "--bootstrap-servers", kafka.bootstrap_servers)
+        terminal.read_until("sent ")
+        topics, groups = await of_demos()
+        assert len(topics) == len(TOPICS)
+        assert groups != []
+        assert terminal.end() == 0
+        assert await of_demos() == ([], [])
     finally:
         await admin.close()
