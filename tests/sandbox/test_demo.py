@@ -17,10 +17,10 @@ from typing import Any
 import orjson
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import GroupAuthorizationFailedError, GroupCoordinatorNotAvailableError, KafkaConnectionError
 
 from pipeline.errors import StartFailed
-from pipeline.sandbox import demo, session
+from pipeline.sandbox import demo, existing_kafka, session
 from pipeline.sandbox.account import Account
 from pipeline.sandbox.demo import Plan, run_demo
 from pipeline.sandbox.display import Display, display
@@ -156,6 +156,39 @@ def test_an_attempt_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None
 def test_a_host_that_is_no_name_is_told() -> None:
     with pytest.raises(StartFailed, match=r"^--bootstrap-servers: a\.\.b:9092 is no host name; is Kafka"):
         run_demo(Plan(bootstrap_servers="a..b:9092"))
+
+
+class _Refusing:
+    """An admin client that may delete neither topics nor the first group; the second is not there."""
+
+    def __init__(self, **_: object) -> None:
+        pass
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def delete_topics(self, topics: list[str]) -> None:
+        await asyncio.sleep(60)
+
+    async def find_coordinator(self, group: str) -> int:
+        raise {"first": GroupAuthorizationFailedError, "second": GroupCoordinatorNotAvailableError}[group]
+
+
+@pytest.mark.asyncio
+async def test_what_could_not_be_removed_is_told_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(existing_kafka, "_REMOVE_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        left = await existing_kafka.remove(address, topics=["a", "b"], groups=["first"])
+    assert left == ["a, b, first could not be deleted: no answer within 0.2 s"]
+    monkeypatch.setattr(existing_kafka, "AIOKafkaAdminClient", _Refusing)
+    assert await existing_kafka.remove("", topics=["a", "b"], groups=["first", "second"]) == [
+        "topics a, b could not be deleted: no answer within 0.2 s",
+        "group first could not be deleted: GroupAuthorizationFailedError()",
+    ]
 
 
 @pytest.mark.parametrize(
