@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from pipeline.sandbox.logx_payload import IMPRESSION
 from pipeline.sandbox.project_data import (
     API_KEYS,
     ATTRIBUTES,
@@ -30,7 +31,6 @@ Document = Mapping[str, Any]
 _SILENT = "DISABLE_DECISION_EVENT"
 _ENABLED_ONLY = "ENABLED_FLAGS_ONLY"
 _HOLDOUT, _ROLLOUT = "holdout", "rollout"
-_IMPRESSION = "campaign_activated"
 _BOT_FILTERING = "$opt_bot_filtering"
 _OF_THE_SENDER = {"idempotence_id", "data_source_type", "data_source", "data_source_version"}
 
@@ -151,8 +151,12 @@ def _segment_faults(asked: Document, decisions: list[Document]) -> Iterator[str]
         flag, rule = decision["flagKey"], decision["ruleKey"]
         if flag in forced:
             continue
-        if rule in SEGMENTS_OF_RULES and not SEGMENTS_OF_RULES[rule][1] <= segments:
-            yield "is of a rule for segments that the user does not have"
+        if rule in SEGMENTS_OF_RULES:
+            of_flag, needed = SEGMENTS_OF_RULES[rule]
+            if of_flag != flag:
+                yield "is of a rule of another flag"
+            if not needed <= segments:
+                yield "is of a rule for segments that the user does not have"
         first = FIRST_RULES.get(flag)
         if first not in (None, rule) and decision["ruleType"] != _HOLDOUT and SEGMENTS_OF_RULES[first][1] <= segments:
             yield "is not of the rule for the user's segments"
@@ -170,7 +174,7 @@ def impressions_at(logx: Document) -> Counter[Impression]:
     return Counter(
         (user, timestamp, campaign, flag, rule, variation)
         for campaign, _, timestamp, user, flag, rule, variation, key in logx["entries"]
-        if key == _IMPRESSION
+        if key == IMPRESSION
     )
 
 
@@ -192,7 +196,7 @@ def conversions_at(logx: Document) -> Counter[bytes]:
     return Counter(
         _written(user, entity, key, logx["values"].get(uuid, {}))
         for entity, uuid, _, user, _, _, _, key in logx["entries"]
-        if key != _IMPRESSION
+        if key != IMPRESSION
     )
 
 

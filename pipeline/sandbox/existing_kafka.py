@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient
@@ -29,6 +30,7 @@ _REMOVE_SECONDS = 5
 # Number 1, of Metadata version 1 about no topic: a listener that wants a password hangs up on whoever asks that first.
 _QUESTION = struct.pack(">ihhihi", 14, 3, 1, 1, -1, 0)
 _LAST_PORT = 65_535
+_Removal = tuple[str, Callable[[], Awaitable[list[str]]]]
 
 
 def ensure_answers(bootstrap_servers: str) -> None:
@@ -66,21 +68,42 @@ def _fault(host: str, port: int) -> str | None:
 
 async def remove(bootstrap_servers: str, *, topics: Iterable[str], groups: Iterable[str]) -> list[str]:
     """Delete topics and consumer groups, members included; what could not be, one sentence each."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
-    left: list[str] = []
+    admin, topics, groups = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers), list(topics), list(groups)
+    deadline = asyncio.get_running_loop().time() + _REMOVE_SECONDS
+    removals: list[_Removal] = [(f"topics {', '.join(topics)}", partial(_remove_topics, admin, topics))]
+    removals += [(f"group {group}", partial(_remove_group, admin, group)) for group in groups]
     try:
-        async with asyncio.timeout(_REMOVE_SECONDS):
-            await admin.start()
-            deleted: Any = await admin.delete_topics(list(topics))
-            for topic, code in deleted.topic_error_codes:
-                left += _told(f"topic {topic}", code, UnknownTopicOrPartitionError)
-            for group in groups:
-                left += await _remove_group(admin, group)
-    except (TimeoutError, KafkaError) as error:
-        left.append(f"{', '.join([*topics, *groups])} could not be deleted: {error!r}")
+        if left := await _attempt((", ".join([*topics, *groups]), partial(_start, admin)), deadline):
+            return left
+        return [line for removal in removals for line in await _attempt(removal, deadline)]
     finally:
         await admin.close()
-    return left
+
+
+async def _attempt(removal: _Removal, deadline: float) -> list[str]:
+    """One failure is not the others': what is left, if anything."""
+    what, remove_it = removal
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await remove_it()
+    except TimeoutError:
+        return [f"{what} could not be deleted: no answer within {_REMOVE_SECONDS:g} s"]
+    except KafkaError as error:
+        return [f"{what} could not be deleted: {error!r}"]
+
+
+async def _start(admin: AIOKafkaAdminClient) -> list[str]:
+    await admin.start()
+    return []
+
+
+async def _remove_topics(admin: AIOKafkaAdminClient, topics: list[str]) -> list[str]:
+    deleted: Any = await admin.delete_topics(topics)
+    return [
+        line
+        for topic, code in deleted.topic_error_codes
+        for line in _told(f"topic {topic}", code, UnknownTopicOrPartitionError)
+    ]
 
 
 async def _remove_group(admin: AIOKafkaAdminClient, group: str) -> list[str]:

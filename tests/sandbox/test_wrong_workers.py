@@ -52,6 +52,17 @@ def _deciding(**changes: object) -> Callable[[Document], Document]:
     }  # fmt: skip
 
 
+def _of_the_rule(rule: str) -> Callable[[Document], Document]:
+    """Whoever has this rule of one flag has it of every flag, impressions included."""
+
+    def changed(result: Document) -> Document:
+        if all(decision["ruleKey"] != rule for decision in result["decisions"]):
+            return result
+        return _impressing(lambda i: [each | {"ruleKey": rule} for each in i])(_deciding(ruleKey=rule)(result))
+
+    return changed
+
+
 def _impressing(change: Callable[[list[Document]], list[Document]]) -> Callable[[Document], Document]:
     def changed(result: Document) -> Document:
         if "tracking" not in result:
@@ -155,6 +166,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
      "whose result is of a rule for segments that the user does not have"),
     ("looks segments up unasked", {"request": lambda r: r | {"fetchSegments": True}},
      "whose result is of a rule for segments that the user does not have"),
+    ("takes another flag's rule", {"result": _of_the_rule("points_loyal")},
+     "whose result is of a rule of another flag"),
     ("posts one visitor", {"visitor": lambda v: v | {"visitor_id": "x"}}, "impressions at logx that no result owes"),
     ("posts other decisions", {"visitor": _confused}, "impressions at logx that no result owes"),
     ("posts conversions of one visitor",
