@@ -34,7 +34,7 @@ def report(ratios: Mapping[str, float], console: Console) -> int:
     document = json.loads(FILE.read_text("utf-8"))
     found = broken(ratios, document["bounds"], document["slack"])
     for line in found:
-        console.print(f"over its bound: {line}")
+        console.print(f"bound not kept: {line}")
     if not found:
         console.print(f"all {len(document['bounds'])} bounds hold")
     return 1 if found else 0

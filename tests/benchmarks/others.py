@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,9 +16,8 @@ from uuid import uuid4
 
 import orjson
 
-from pipeline.sandbox.processes import until
+from pipeline.sandbox.processes import Guarded, until
 from tests.benchmarks.loads import CACHED, Load, user_key
-from tests.benchmarks.machine import MEASURED, OTHERS, pin
 from tests.benchmarks.paced import latencies
 from tests.benchmarks.rig import Part, Rig, Taken
 from tests.benchmarks.rows import DECIDE, FLOOR, Stand
@@ -27,6 +25,7 @@ from tests.benchmarks.rows import DECIDE, FLOOR, Stand
 _MOST_BYTES, _MOST_EVENTS = 3_500_000, 10_000
 _ODP_EVENTS, _ODP_BATCH = 300_000, 500
 _READY_SECONDS = 60.0
+_LATE_SECONDS = 0.05
 
 Document = dict[str, Any]
 
@@ -42,7 +41,7 @@ def impressions_out(rig: Rig, load: Load, seconds: float) -> Document:
     sent = {name: after[name] - before[name] for name in ("requests", "events", "bytes")}
     fewest = max(math.ceil(sent["bytes"] / _MOST_BYTES), math.ceil(sent["events"] / _MOST_EVENTS))
     return _one(taken, "impressions", load.impressions) | {
-        "dispatches": sent["requests"], "fewest_dispatches": fewest, "largest": after["largest"],
+        "dispatches": sent["requests"], "fewest_dispatches": fewest,
     }  # fmt: skip
 
 
@@ -69,15 +68,13 @@ def _odp_events() -> Iterator[tuple[bytes, bytes]]:
         yield key, orjson.dumps(event)
 
 
-def paced(rig: Rig, *, rates: dict[str, int], seconds: float) -> list[Document]:
+def paced(rig: Rig, *, rates: dict[str, int], seconds: float) -> Iterator[Document]:
     """Latency of decide, and of the floor beside it, at each of these rates (share of the maximum -> requests/s)."""
-    found = []
     with Stand(rig, CACHED, filled=False) as stand:
         for share, rate in rates.items():
             for contender in (FLOOR, DECIDE):
                 taken = _paced_run(stand, contender, rate, seconds)
-                found.append({"share": share, "rate": rate, "contender": contender, **taken})
-    return found
+                yield {"share": share, "rate": rate, "contender": contender, **taken}
 
 
 def _paced_run(stand: Stand, contender: str, rate: int, seconds: float) -> Document:
@@ -89,19 +86,32 @@ def _paced_run(stand: Stand, contender: str, rate: int, seconds: float) -> Docum
         (part,) = stand.parts(contender, results)
         process = rig.start(part)
         stack.callback(process.kill)
-        pin(process.pid, MEASURED)
         # A first request shows that it reads; until then nothing is timed.
         rig.fill(stand.requests, [next(stand.load.values())])
-        until(lambda: part.finished() > 0 or not process.running, timeout=_READY_SECONDS, what=f"{contender} to answer")
+        _until_finished(part, process, 1)
         command = [sys.executable, "-m", "tests.benchmarks.paced", "--bootstrap-servers", rig.bootstrap_servers]
         command += ["--topic", stand.requests, "--rate", str(rate), "--seconds", str(seconds)]
-        generator = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        pin(generator.pid, OTHERS)
-        said, _ = generator.communicate(timeout=seconds + _READY_SECONDS)
-        sent = int(rate * seconds) + 1
-        until(lambda: part.finished() >= sent, timeout=_READY_SECONDS, what="the last results")
-        late = float(json.loads(said)["late"])
-        return asdict(latencies(rig.bootstrap_servers, results, range(stand.partitions), skip=1, late=late))
+        generator = rig.start_beside("paced", command)
+        stack.callback(generator.kill)
+        if status := generator.wait(seconds + _READY_SECONDS):
+            raise RuntimeError(f"the generator ended with status {status}:\n{generator.log_tail()}")
+        _until_finished(part, process, int(rate * seconds) + 1)
+        late = float(json.loads(generator.log_tail(1))["late"])
+        taken = asdict(latencies(rig.bootstrap_servers, results, range(stand.partitions), skip=1, late=late))
+    return taken | _mark(late)
+
+
+def _until_finished(part: Part, process: Guarded, count: int) -> None:
+    """Wait for so many results. Raises TimeoutError, or RuntimeError when the contender is gone."""
+    what = f"{count} results of {part.name}"
+    until(lambda: part.finished() >= count or not process.running, timeout=_READY_SECONDS, what=what)
+    if not process.running:
+        raise RuntimeError(f"{part.name} ended by itself:\n{process.log_tail()}")
+
+
+def _mark(late: float) -> Document:
+    """Latencies are the generator's own where it could not keep its rate."""
+    return {"note": "the generator was late"} if late > _LATE_SECONDS else {}
 
 
 def scaled(rig: Rig, workers: int, seconds: float) -> Document:

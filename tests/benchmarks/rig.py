@@ -11,13 +11,12 @@ import functools
 import json
 import shutil
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
@@ -25,7 +24,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from pipeline.sandbox.kafka import LocalKafka
-from pipeline.sandbox.processes import Guarded, StandIns, until
+from pipeline.sandbox.processes import Guarded, StandIns, temporary_directory, until
 from tests.benchmarks.loads import cold_people
 from tests.benchmarks.machine import MEASURED, OTHERS, pin, usage
 
@@ -72,19 +71,20 @@ class Taken:
 
 
 class Rig:
-    """Everything around what is measured. A context manager."""
+    """Everything around what is measured. A context manager; not even its death leaves anything behind."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
-        self.directory = Path(tempfile.mkdtemp(prefix="decision-pipeline-bench-"))
-        self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
 
     def __enter__(self) -> Self:
         try:
-            broker = self._stack.enter_context(LocalKafka(java_flags=_BROKER_FLAGS))
+            broker = self._broker = self._stack.enter_context(LocalKafka(java_flags=_BROKER_FLAGS))
             self.bootstrap_servers = broker.bootstrap_servers
             self.stand_ins = self._stack.enter_context(StandIns(("cdn", "odp"), arguments={"odp": ["--fast"]}))
             self.stand_ins.control("odp", users=cold_people())
+            # Made right before the first process that removes it should this one die.
+            self.directory = temporary_directory("bench")
+            self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
             self._sink = self._process("sink", [sys.executable, "-m", "tests.benchmarks.sink"], None)
             self._stack.callback(self._sink.close)
             until(lambda: self._sink.log.read_bytes().endswith(b"}\n"), timeout=10, what="the sink")
@@ -101,7 +101,10 @@ class Rig:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is not None:
+            # Nothing of it is needed any more: who waits for the end need not wait for an orderly one.
+            self._broker.kill()
         self._stack.close()
 
     def new_topic(self, name: str, partitions: int = PARTITIONS) -> str:
@@ -128,12 +131,7 @@ class Rig:
         )  # fmt: skip
         count = 0
         for key, value in records:
-            while True:
-                try:
-                    producer.produce(topic, value=value, key=key)
-                    break
-                except BufferError:
-                    producer.poll(0.1)
+            put(producer, topic, key, value)
             count += 1
         if producer.flush(_START_SECONDS):
             raise TimeoutError("the broker did not take the records that fill a topic")
@@ -195,9 +193,26 @@ class Rig:
         pin(process.pid, MEASURED)
         return process
 
+    def start_beside(self, name: str, command: Sequence[str]) -> Guarded:
+        """Run something that is not measured, where the broker is."""
+        process = self._process(name, command, None)
+        pin(process.pid, OTHERS)
+        return process
+
     def _process(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None) -> Guarded:
         log = self.directory / f"{name}-{uuid4().hex[:6]}.log"
-        return Guarded(command, log=log, environment=environment)
+        # Therefore never close() one in the middle of a run, but kill() it: closing is how it is told of a death.
+        return Guarded(command, log=log, environment=environment, remove=self.directory)
+
+
+def put(producer: Producer, topic: str, key: bytes, value: bytes) -> None:
+    """Hand over a record, which waits for room in the producer's queue."""
+    while True:
+        try:
+            producer.produce(topic, value=value, key=key)
+            break
+        except BufferError:
+            producer.poll(0.1)
 
 
 def _ready(port: str, process: Guarded) -> bool:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 from uuid import uuid4
 
 from pipeline.decision import Facts, answer
@@ -19,7 +20,7 @@ from pipeline.project import compile_datafile
 from pipeline.sandbox.processes import free_port
 from pipeline.sandbox.worker import worker_environment
 from tests.benchmarks.contenders.job import Job
-from tests.benchmarks.loads import Load
+from tests.benchmarks.loads import CACHED, MAIN, TWELVE, Load
 from tests.benchmarks.project import SEGMENT
 from tests.benchmarks.rig import PARTITIONS, Part, Rig, Taken
 
@@ -31,6 +32,13 @@ ALONE = (FLOOR, DECIDE, NAIVE)
 CONTENDERS = (*ALONE, TWO_HOPS, BOTH, NAIVE_EVENTS)
 
 
+def loads(*, quick: bool) -> list[tuple[Load, Sequence[str]]]:
+    """The loads that are compared, each with who takes part; what a quick run gives is what bounds can be on."""
+    if quick:
+        return [(CACHED, CONTENDERS), (TWELVE, ALONE)]
+    return [(load, CONTENDERS) for load in MAIN]
+
+
 class Stand:
     """One load on the rig: its topic is filled, its datafile published. A context manager that removes the topics."""
 
@@ -39,22 +47,30 @@ class Stand:
         self.rig = rig
         self.load = load
         self.partitions = partitions
+        self._filled = filled
         self._stack = ExitStack()
-        self.requests = self.topic("requests")
-        if filled:
-            self.fill()
-        self._others = {name: self.topic(name.replace("_", "-"), 1) for name in ("track_events", "odp_events")}
-        self._others["dead_letters"] = self.topic("dead-letters", 1)
-        document = load.datafile(rig.stand_ins.odp_host)
-        self.publish(document)
-        self._datafile = self._file("datafile.json", document)
-        self._result = self._file("result.json", _result(load, document))
 
-    def __enter__(self) -> Stand:
+    def __enter__(self) -> Self:
+        try:
+            self._set_up()
+        except BaseException:
+            self._stack.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def _set_up(self) -> None:
+        self.requests = self.topic("requests")
+        if self._filled:
+            self.fill()
+        self._others = {name: self.topic(name.replace("_", "-"), 1) for name in ("track_events", "odp_events")}
+        self._others["dead_letters"] = self.topic("dead-letters", 1)
+        document = self.load.datafile(self.rig.stand_ins.odp_host)
+        self.publish(document)
+        self._datafile = self._file("datafile.json", document)
+        self._result = self._file("result.json", _result(self.load, document))
 
     def fill(self) -> None:
         """Write the load's requests."""

@@ -1,7 +1,7 @@
 """Takes events as fast as it can: counts them without parsing, so that what is measured is who sends them.
 
-A process, `python -m tests.benchmarks.sink`, that says its port in one line. `GET /ledger` gives requests, events,
-bytes and the largest request; both Optimizely's and the data platform's event requests are taken.
+A process, `python -m tests.benchmarks.sink`, that says its port in one line. `GET /ledger` gives requests, events
+and bytes; both Optimizely's and the data platform's event requests are taken.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ _LARGEST_BODY = 16 * 1024**2
 
 class Sink:
     def __init__(self) -> None:
-        self.counted = {"requests": 0, "events": 0, "bytes": 0, "largest": 0}
+        self.counted = {"requests": 0, "events": 0, "bytes": 0}
 
     def _count(self, body: bytes, events: int) -> None:
         self.counted["requests"] += 1
         self.counted["events"] += events
         self.counted["bytes"] += len(body)
-        self.counted["largest"] = max(self.counted["largest"], events)
 
     async def logx(self, request: web.Request) -> web.Response:
         body = await request.read()

@@ -6,9 +6,9 @@ import json
 
 from tests.benchmarks import bounds, micro
 from tests.benchmarks.figures import Row, figure
-from tests.benchmarks.loads import CACHED, MAIN, cold, with_flags
+from tests.benchmarks.loads import CACHED
 from tests.benchmarks.rig import Taken
-from tests.benchmarks.rows import CONTENDERS
+from tests.benchmarks.rows import loads
 
 BOUNDS = {"a / b": {"at_most": 2.0}, "c / d": {"at_least": 10.0}}
 
@@ -30,8 +30,7 @@ def test_a_ratio_that_was_not_measured_is_no_success() -> None:
 
 def test_every_bound_is_on_a_ratio_that_a_quick_run_gives() -> None:
     taken = Taken(us=1.0, rate=1.0, busy=1.0, peak_bytes=1)
-    loads = [*MAIN, cold(50), with_flags(10)]
-    rows = [Row(load.title, {name: figure([[taken]]) for name in CONTENDERS}) for load in loads]
+    rows = [Row(load.title, {name: figure([[taken]]) for name in contenders}) for load, contenders in loads(quick=True)]
     given = {name for row in rows for name in row.ratios()}
     given |= {f"{case.name}: {case.says} / ours" for case in micro.cases(micro.QUICK)}
     named = json.loads(bounds.FILE.read_text("utf-8"))["bounds"]
