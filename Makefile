@@ -58,7 +58,7 @@ conformance: setup-dev ## Compare decisions with the official SDK; ARGS="100000 
 	@$(RUN) tests.conformance $(ARGS)
 
 bench: setup-dev ## Cost of a request beside a floor and a naive worker; QUICK=1 takes three minutes
-	@$(RUN) tests.benchmarks $(if $(QUICK),--quick) $(ARGS)
+	@$(RUN) tests.benchmarks $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
 
 bench-check: setup-dev ## The quick benchmarks; fails if a ratio is over its bound (tests/benchmarks/bounds.json)
 	@$(RUN) tests.benchmarks --quick --check $(ARGS)
@@ -67,7 +67,7 @@ format: setup-dev ## Format the code and mend what the linter can mend
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-readme: setup-dev ## Write the tables of README.md anew from the settings and metrics
+readme: setup-dev ## Write the tables of README.md anew from settings, metrics, limits and alerts
 	@$(RUN) tests.readme
 
 rules: setup-dev ## Test the alerts (needs promtool) and write the PrometheusRule made from them

@@ -114,12 +114,12 @@ class KafkaSettings(Section):
     )
     window_records: Count = Field(10_000, description="Most records of a partition under way, role decide (process).")
     logx_window_records: Count = Field(
-        50_000, description="Most records of a partition under way, role logx: several full dispatches (process)."
+        50_000, description="Most records of a partition under way, role logx, as far as held_bytes allows (process)."
     )
     held_bytes: ByteSize = Field(
         ByteSize(32 * 1024**2),
         gt=0,
-        description="Most memory of records under way in a role: their bytes, and 1 KiB each (process).",
+        description="Most memory of records under way in a role: theirs, their results', and 1 KiB each (process).",
     )
     max_record_bytes: ByteSize = Field(
         ByteSize(1024**2),

@@ -24,6 +24,8 @@ log = structlog.get_logger("pipeline.consumer")
 _RETRY_SECONDS = 0.5
 _TRIES = 20
 # While a partition is blocked, the broker is asked so often whether it still must be: one small request.
+# What cannot be counted is said again about once a minute.
+_SAID_AGAIN_TRIES = 12
 _LOOK_AGAIN_SECONDS = 5.0
 
 _Partitions = Mapping[TopicPartition, Partition]
@@ -40,7 +42,7 @@ class Openings:
         self._takeover = takeover
         self._results = results
         self._commits = commits
-        self._answered = True
+        self._unanswered = 0
 
     async def open(self, partitions: _Partitions, opened: Callable[[], None]) -> None:
         """Open all of them; returns when none is blocked any more. `opened` is called each time that some can be read.
@@ -66,9 +68,9 @@ class Openings:
     async def _counted(self, results: Sink) -> bool:
         """Count the results partitions anew: there may be more than when this process started."""
         counted = await results.recount()
-        if self._answered and not counted:
+        self._unanswered = 0 if counted else self._unanswered + 1
+        if self._unanswered % _SAID_AGAIN_TRIES == 1:
             log.warning("results partitions cannot be counted, trying again", role=self._role, topic=results.topic)
-        self._answered = counted
         return counted
 
     async def _unblock(
