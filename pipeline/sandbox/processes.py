@@ -56,11 +56,12 @@ class Guarded:
     ) -> None:
         """Start it. `remove` is a directory to remove should this process die without stopping the command."""
         self.log = log
+        self._guard: subprocess.Popen[bytes] | None = None
         try:
             with _undisturbed():
                 self.pid = self._started(command, environment, remove)
         except KeyboardInterrupt:
-            # It has been started, and nobody else will know of it.
+            # It may have been started, and nobody else will know of it.
             self.close()
             raise
 
@@ -86,7 +87,7 @@ class Guarded:
 
     @property
     def running(self) -> bool:
-        return self._guard.poll() is None
+        return self._guard is not None and self._guard.poll() is None
 
     def signal(self, number: int) -> None:
         """Send a signal to the command, if it still runs."""
@@ -96,6 +97,7 @@ class Guarded:
 
     def wait(self, timeout: float) -> int:
         """Its status: 128 + signal if one ended it. Raises TimeoutError after `timeout` seconds."""
+        assert self._guard is not None
         try:
             status = self._guard.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -118,8 +120,9 @@ class Guarded:
 
     def close(self) -> None:
         """End it at once, politely or not; for `finally`."""
-        self._close_pipe()
-        self._guard.wait(_CALL_SECONDS)
+        if self._guard is not None:
+            self._close_pipe()
+            self._guard.wait(_CALL_SECONDS)
 
     def log_tail(self, lines: int = 40) -> str:
         try:
@@ -129,7 +132,7 @@ class Guarded:
         return "\n".join(text.splitlines()[-lines:])
 
     def _close_pipe(self) -> None:
-        if self._guard.stdin is not None:
+        if self._guard is not None and self._guard.stdin is not None:
             self._guard.stdin.close()
 
 
@@ -138,11 +141,13 @@ def _undisturbed() -> Iterator[None]:
     """A signal that has a handler waits until the end: a process must be known before it can be ended."""
     came: list[int] = []
     before: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if callable(signal.getsignal(number)):
-                before[number] = signal.signal(number, lambda number, _: came.append(number))
     try:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if callable(handler := signal.getsignal(number)):
+                    # Noted first: a signal between two of them leaves none of them waiting.
+                    before[number] = handler
+                    signal.signal(number, lambda number, _: came.append(number))
         yield
     finally:
         for number, handler in before.items():

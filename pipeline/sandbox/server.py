@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import signal
 import stat
 import sys
@@ -23,6 +24,9 @@ from aiohttp import web
 
 _LARGEST_BODY = 64 * 1024**2
 _LONGEST_HOLD = 30
+_LONGEST_LATENCY = 60
+_STATUSES = range(200, 600)  # 1xx is no answer: the client would wait for another.
+_HEADER = re.compile(r"[ -~]{1,100}")
 _NO_FAULTS: dict[str, Any] = {
     "latency": 0.0,  # seconds before every answer
     "status": None,  # answered to everything, and nothing is counted as taken
@@ -187,6 +191,17 @@ def _type_fault(name: str, value: object, initial: object) -> str | None:
         return f"{name} is to be {' or '.join(_NAMES[kind] for kind in allowed)}"
     if isinstance(value, int | float) and value < 0:
         return f"{name} is to be 0 or more"
+    return _range_fault(name, value)
+
+
+def _range_fault(name: str, value: object) -> str | None:
+    """What would only fail, or never end, when a request is answered."""
+    if name.endswith("status") and type(value) is int and value not in _STATUSES:
+        return f"{name} is to be from {_STATUSES[0]} to {_STATUSES[-1]}"
+    if name == "latency" and isinstance(value, int | float) and value > _LONGEST_LATENCY:
+        return f"latency is to be at most {_LONGEST_LATENCY}"
+    if name == "retry_after" and isinstance(value, str) and not _HEADER.fullmatch(value):
+        return "retry_after is to be a number, or a short text without control characters"
     return None
 
 

@@ -13,6 +13,8 @@ from pipeline.sandbox.processes import SERVICES, StandIns, until
 from tests.sandbox.calls import KEY, Answered, call
 from tests.sandbox.test_stand_ins import GOOD, event, payload, visitor
 
+RETRY_AFTER = "retry_after is to be a number, or a short text without control characters"
+
 
 def control(stand_ins: StandIns, service: str, document: object) -> Answered:
     return call(f"{stand_ins.address(service)}/control", document)  # type: ignore[arg-type]
@@ -26,6 +28,12 @@ def control(stand_ins: StandIns, service: str, document: object) -> Answered:
         ("cdn", {"latency": True}, "latency is to be a whole number or a number"),
         ("cdn", {"latency": -1}, "latency is to be 0 or more"),
         ("cdn", {"status": "503"}, "status is to be a whole number or null"),
+        ("cdn", {"status": 199}, "status is to be from 200 to 599"),
+        ("cdn", {"fail_status": 600}, "fail_status is to be from 200 to 599"),
+        ("logx", {"poison_status": 0}, "poison_status is to be from 200 to 599"),
+        ("cdn", {"latency": 60.5}, "latency is to be at most 60"),
+        ("cdn", {"retry_after": "1\r\nX: y"}, RETRY_AFTER),
+        ("cdn", {"retry_after": "1" * 101}, RETRY_AFTER),
         ("cdn", {"hold_answers": 1}, "hold_answers is to be true or false"),
         ("cdn", {"denied": "key"}, "denied is to be a list"),
         ("cdn", {"revision": {"nobody's": "7"}}, "revision of an unknown key: nobody's"),

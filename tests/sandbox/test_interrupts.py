@@ -103,6 +103,28 @@ def test_without_an_interrupt_everything_is_as_before() -> None:
     assert said(program) == (-15, "True\n")
 
 
+def test_a_signal_just_before_a_process_is_started_leaves_every_handler_as_it_was() -> None:
+    program = """
+        from pathlib import Path
+        from pipeline.sandbox.processes import Guarded
+        handler_of = signal.getsignal
+
+        def asked(number):
+            if number == signal.SIGHUP:
+                press(number)
+            return handler_of(number)
+
+        with Interrupts() as interrupts:
+            before = handler_of(signal.SIGINT)
+            signal.getsignal = asked
+            try:
+                Guarded(["true"], log=Path("/dev/null"))
+            except KeyboardInterrupt:
+                print(interrupts.status, handler_of(signal.SIGINT) == before)
+    """
+    assert said(program) == (0, "129 True\n")
+
+
 def test_a_signal_that_is_ignored_stays_so() -> None:
     program = """
         with Interrupts() as interrupts:
