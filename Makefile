@@ -60,7 +60,7 @@ conformance: setup-dev ## Compare decisions with the official SDK; ARGS="100000 
 bench: setup-dev ## Cost of a request beside a floor and a naive worker; QUICK=1 takes three minutes
 	@$(RUN) tests.benchmarks $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
 
-bench-check: setup-dev ## The quick benchmarks; fails if a ratio is over its bound (tests/benchmarks/bounds.json)
+bench-check: setup-dev ## The quick benchmarks; fails if a ratio does not keep its bound (tests/benchmarks/bounds.json)
 	@$(RUN) tests.benchmarks --quick --check $(ARGS)
 
 format: setup-dev ## Format the code and mend what the linter can mend
