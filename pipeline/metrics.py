@@ -35,7 +35,9 @@ class Metrics:
         self.records_consumed = counter("records_consumed_total", "Records taken from a topic.", "role", "topic")
         self.records_settled = counter("records_settled_total", "Records whose effect is durable.", "role", "topic")
         self.records_in_flight = gauge("records_in_flight", "Records taken and not yet settled.", "role")
-        self.bytes_in_flight = gauge("bytes_in_flight", "Records taken and not yet settled: their bytes and 1 KiB each.", "role")
+        self.bytes_in_flight = gauge(
+            "bytes_in_flight", "Records taken and not yet settled: their bytes and 1 KiB each.", "role"
+        )
         self.lag_records = gauge(
             "lag_records",
             "Records behind the end of an owned partition, by settled offset.",
@@ -50,7 +52,9 @@ class Metrics:
         )  # fmt: skip
         self.partitions_owned = gauge("partitions_owned", "Partitions owned by this process.", "role")
         self.partitions_full = gauge(
-            "partitions_full", "Owned partitions not asked for records: their window is full. HELD_BYTES is seen in bytes_in_flight.", "role"
+            "partitions_full",
+            "Owned partitions not asked for records: their window is full. HELD_BYTES is seen in bytes_in_flight.",
+            "role",
         )
         self.partitions_blocked = gauge(
             "partitions_blocked",
