@@ -194,3 +194,38 @@ def test_no_bytes_raise_anything_but_rejected(raw: bytes) -> None:
     assert all(type(part) is str for forced in request.forced for part in forced)
     # Whatever was read can be written again.
     orjson.dumps({"decisions": [{"userContext": {"attributes": request.attributes}}], "error": request.error})
+
+
+def _outcome(raw: bytes) -> str:
+    """All of it, types included: 1, 1.0 and true are different here."""
+    try:
+        return repr(parse_decide_request(raw, max_bytes=MAX_BYTES))
+    except Rejected as why:
+        return why.reason
+
+
+ODD_VALUES = (
+    "18446744073709551616", "9223372036854775808", "9223372036854775807", "-9223372036854775809", "-0", "-0.0", "1E5",
+    "1e400", "0.1e-400", "5.0", "01", "1.", "NaN", "2.2250738585072011e-308", "1" * 400, '"\\ud800"', '"\\u0000"',
+    '"\\ud83d\\ude00"', '"\x01"', "[1]", "[[]]", "{}", "tru", "null",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD_VALUES)
+@pytest.mark.parametrize("name", ["userAttributes", "ttlMs", "sdkKey", "requestId", "keys", "more"])
+def test_the_short_way_reads_an_odd_value_as_the_schema_does(name: str, text: str) -> None:
+    shown = f'{{"x":{text}}}' if name == "userAttributes" else text
+    raw = f'{{"userId":"u","{name}":{shown}}}'.encode()
+    assert _outcome(raw) == _outcome(raw[:-1] + b',"unknown":0}')
+
+
+@settings(max_examples=400, deadline=None)
+@given(documents_like(MESSAGE).map(orjson.dumps).filter(lambda raw: raw[:1] == b"{" and raw != b"{}"), st.data())
+def test_the_short_way_reads_every_request_as_the_schema_does(raw: bytes, data: st.DataObject) -> None:
+    """A property that nobody knows of takes a request the long way, and must make no difference; nor to broken ones."""
+    if data.draw(st.booleans(), "broken"):
+        at = data.draw(st.integers(1, len(raw) - 2), "at")
+        raw = (
+            raw[:at] + data.draw(st.sampled_from([b"", b"\xff", b'"', b"0", b"\xed\xa0\x80"]), "bytes") + raw[at + 1 :]
+        )
+    assert _outcome(raw) == _outcome(raw[:-1] + b',"unknown":0}')
