@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from pipeline.decision.decider import decide
-from pipeline.decision.visitor import Facts, Visitor
+from pipeline.decision.visitor import Facts, Visitor, visitor_of
 from pipeline.messages.decide import DecideRequest
 from pipeline.project import ProjectConfig
 from pipeline.project.outcomes import HOLDOUT, Outcome, unknown_flag
@@ -31,9 +31,12 @@ def answer(project: ProjectConfig, request: DecideRequest, facts: Facts, *, sour
     """
     if request.error is not None:
         return failure(request, request.error, source=source, timestamp=timestamp, revision=project.revision)
-    attributes = _echo(request.attributes)
+    try:
+        attributes = orjson.dumps(request.attributes)
+    except TypeError:
+        attributes = _in_part(request.attributes)
     context = b'{"userId":' + orjson.dumps(request.user_id) + b',"attributes":' + attributes + b"}"
-    visitor = Visitor(request.user_id, request.attributes, facts.segments, request.forced)
+    visitor = visitor_of(request.user_id, request.attributes, facts.segments, request.forced)
     pieces = [_opening(request, source, timestamp), project.written.decisions]
     impressions = _decide_all(project, request, visitor, context, pieces)
     if impressions:
@@ -61,12 +64,9 @@ def _opening(request: DecideRequest, source: str, timestamp: int) -> bytes:
     return orjson.dumps(fields)[:-1]
 
 
-def _echo(attributes: Mapping[str, Any]) -> bytes:
-    """The attributes as asked for. One too deep or too large to be written again is null."""
-    try:
-        return orjson.dumps(attributes)
-    except TypeError:
-        return orjson.dumps({key: value if _writable(value) else None for key, value in attributes.items()})
+def _in_part(attributes: Mapping[str, Any]) -> bytes:
+    """The attributes as asked for, but null for one too deep or too large to be written again."""
+    return orjson.dumps({key: value if _writable(value) else None for key, value in attributes.items()})
 
 
 def _writable(value: object) -> bool:

@@ -13,13 +13,14 @@ from pipeline.decision.visitor import Visitor
 from pipeline.project.flags import Flag
 from pipeline.project.outcomes import Outcome
 
-PRECEDENCE = (forced_flag, global_holdouts, experiments, rollout)
-
 
 def decide(flag: Flag, visitor: Visitor) -> Outcome:
     """The first outcome in the order of precedence, else that of a flag nothing has decided."""
-    for step in PRECEDENCE:
-        outcome = step(flag, visitor)
-        if outcome is not None:
-            return outcome
-    return flag.nothing
+    outcome = forced_flag(flag, visitor) if visitor.forced is not None else None
+    if outcome is None and flag.holdouts:
+        outcome = global_holdouts(flag, visitor)
+    if outcome is None:
+        outcome = experiments(flag, visitor)
+    if outcome is None:
+        outcome = rollout(flag, visitor)
+    return flag.nothing if outcome is None else outcome

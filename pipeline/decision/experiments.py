@@ -15,10 +15,16 @@ from pipeline.project.outcomes import Outcome
 
 
 def experiments(flag: Flag, visitor: Visitor) -> Outcome | None:
+    unasked = visitor.infos is None and visitor.forced is None
     for experiment in flag.experiments:
         if visitor.bypassed is not None and not experiment.targeted_delivery:
             continue
-        outcome = _first(flag, experiment, visitor)
+        if experiment.plain and unasked:
+            # Most there are: what follows comes down to this.
+            passed = experiment.audience is None or experiment.audience(visitor.attributes, visitor.segments) is True
+            outcome = experiment.pick(visitor.bucketing) if passed else None
+        else:
+            outcome = _first(flag, experiment, visitor)
         if outcome is not None:
             return outcome
     return None

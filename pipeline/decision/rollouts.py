@@ -23,7 +23,7 @@ def rollout(flag: Flag, visitor: Visitor) -> Outcome | None:
             why.append('Rollout with ID "" is not in the datafile.')
         return None
     for rule in flag.rollout.targeted:
-        outcome = forced_rule(flag, rule, visitor) or holdouts_of_delivery_rule(rule, visitor)
+        outcome = _before_audience(flag, rule, visitor)
         if outcome is not None:
             return outcome
         if _passes(rule, visitor):
@@ -37,12 +37,17 @@ def rollout(flag: Flag, visitor: Visitor) -> Outcome | None:
 
 
 def _last(flag: Flag, rule: DeliveryRule, visitor: Visitor) -> Outcome | None:
-    outcome = forced_rule(flag, rule, visitor) or holdouts_of_delivery_rule(rule, visitor)
+    outcome = _before_audience(flag, rule, visitor)
     if outcome is not None or not _passes(rule, visitor):
         return outcome
     if visitor.infos is not None:
         visitor.infos.append(f'User "{visitor.user_id}" meets conditions for targeting rule "Everyone Else".')
     return rule.pick(visitor.bucketing)
+
+
+def _before_audience(flag: Flag, rule: DeliveryRule, visitor: Visitor) -> Outcome | None:
+    outcome = forced_rule(flag, rule, visitor) if visitor.forced is not None else None
+    return holdouts_of_delivery_rule(rule, visitor) if outcome is None and rule.holdouts else outcome
 
 
 def _passes(rule: DeliveryRule, visitor: Visitor) -> bool:

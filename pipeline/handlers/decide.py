@@ -20,7 +20,7 @@ from pipeline.messages.delivery import RESULT_SOURCE_HEADER, Chunk, Delivery, Re
 from pipeline.messages.words import EXPIRED, FETCH_FAILED, SDK_KEY_MISSING
 from pipeline.metrics import Metrics
 from pipeline.odp.segments import Segments
-from pipeline.project import ProjectConfig
+from pipeline.project import OdpIntegration, ProjectConfig
 from pipeline.settings import DecideSettings
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _EXPIRES_AT = "expires-at"
 _LONGEST_TIME = 15
 _NOT_FETCHED = Facts()
-_NO_SEGMENTS = Facts(segments=frozenset())
 
 
 class Decider:
@@ -52,6 +51,7 @@ class Decider:
         self.max_result_bytes = max_result_bytes
         self.now = now
         self.max_age_ms = int(settings.max_age * 1000)
+        self.may_expire = bool(self.max_age_ms)
         self.options = frozenset(settings.options)
         # A request's own `source` would stand beside ours, and be taken for it.
         self.copied = frozenset(("traceparent", *settings.copy_headers)) - {RESULT_SOURCE_HEADER}
@@ -84,6 +84,8 @@ class DecideHandler:
     def __init__(self, decider: Decider) -> None:
         self._shared = decider
         self._waiting: dict[str, _Waiting] = {}
+        self._decided = 0
+        """Since they were counted last."""
 
     def handle(self, chunk: Chunk) -> None:
         """Decide a chunk: publish what can be decided now, remember who waits."""
@@ -98,57 +100,49 @@ class DecideHandler:
                 chunk.reject(record, why)
                 continue
             waiting = self._waiting.get(request.user_id)
-            if waiting is not None:
+            if waiting is None:
+                self._begin((chunk, record, request), results)
+            else:
                 waiting.later.append((chunk, record, request))
-                continue
-            self._begin((chunk, record, request), results)
-        if results:
-            chunk.publish(results)
+        self._publish(chunk, results)
         shared.seconds.observe(time.perf_counter() - started)
 
     def _begin(self, pending: _Pending, results: list[Result]) -> None:
         """Answer a request, or let its user wait for segments."""
         _, record, request = pending
         shared = self._shared
-        if request.sdk_key is None:
-            request.sdk_key = shared.datafiles.sole_key
-        if request.error is not None:
-            self._refuse(pending, request.error, None, results)
-            return
-        if request.sdk_key is None:
-            self._refuse(pending, SDK_KEY_MISSING, None, results)
-            return
-        project = shared.datafiles.project(request.sdk_key)
-        if project is None:
-            self._refuse(pending, shared.datafiles.error(request.sdk_key) or "", None, results)
-            return
-        if self._is_expired(record, request):
+        sdk_key = request.sdk_key
+        if sdk_key is None:
+            sdk_key = request.sdk_key = shared.datafiles.sole_key
+        project = None if sdk_key is None else shared.datafiles.project(sdk_key)
+        if project is None or request.error is not None:
+            self._refuse(pending, request.error or self._without_project(sdk_key), None, results)
+        elif (shared.may_expire or request.ttl_ms is not None or record.headers) and self._is_expired(record, request):
             shared.expired.inc()
-            self._publish(pending, self._failure(pending, EXPIRED, project.revision), results)
-            return
-        if request.fetch_segments:
-            self._begin_with_segments(pending, project, results)
-            return
-        self._decide(pending, project, _NOT_FETCHED, results)
-
-    def _begin_with_segments(self, pending: _Pending, project: ProjectConfig, results: list[Result]) -> None:
-        _, _, request = pending
-        segments = self._shared.segments
-        if project.odp is None:
+            self._fail(pending, EXPIRED, project.revision, results)
+        elif not request.fetch_segments:
+            self._decide(pending, project, _NOT_FETCHED, results)
+        elif project.odp is None:
             self._refuse(pending, FETCH_FAILED, project.revision, results)
-            return
+        elif (known := self._known(project.odp, request)) is not None:
+            self._decide(pending, project, Facts(known), results)
+        else:
+            future = shared.segments.fetch(project.odp, request.user_id, save=not request.ignore_cache)
+            self._waiting[request.user_id] = _Waiting(pending)
+            future.add_done_callback(partial(self._arrived, request.user_id))
+
+    def _without_project(self, sdk_key: str | None) -> str:
+        return SDK_KEY_MISSING if sdk_key is None else self._shared.datafiles.error(sdk_key) or ""
+
+    def _known(self, account: OdpIntegration, request: DecideRequest) -> frozenset[str] | None:
+        """The user's segments, if they need not be waited for."""
+        segments = self._shared.segments
         if request.reset_cache:
             segments.reset()
-        if not project.odp.segments_to_check:
-            self._decide(pending, project, _NO_SEGMENTS, results)
-            return
-        known = None if request.ignore_cache else segments.peek(project.odp, request.user_id)
-        if known is not None:
-            self._decide(pending, project, Facts(segments=known), results)
-            return
-        future = segments.fetch(project.odp, request.user_id, save=not request.ignore_cache)
-        self._waiting[request.user_id] = _Waiting(pending)
-        future.add_done_callback(partial(self._arrived, request.user_id))
+        # Where no audience asks for a segment there is nothing to look up either, whatever the options are.
+        if request.ignore_cache and account.segments_to_check:
+            return None
+        return segments.peek(account, request.user_id)
 
     def _arrived(self, user_id: str, future: Future[frozenset[str]]) -> None:
         """A user's segments are here, or will not come: decide the request that asked, and those behind it."""
@@ -165,9 +159,8 @@ class DecideHandler:
         elif error is not None:
             raise error
         else:
-            self._decide(waiting.head, project, Facts(segments=future.result()), results)
-        if results:
-            chunk.publish(results)
+            self._decide(waiting.head, project, Facts(future.result()), results)
+        self._publish(chunk, results)
         self._go_on(user_id, waiting.later)
 
     def _go_on(self, user_id: str, later: deque[_Pending]) -> None:
@@ -175,8 +168,7 @@ class DecideHandler:
             pending = later.popleft()
             results: list[Result] = []
             self._begin(pending, results)
-            if results:
-                pending[0].publish(results)
+            self._publish(pending[0], results)
             again = self._waiting.get(user_id)
             if again is not None:
                 again.later = later
@@ -195,27 +187,39 @@ class DecideHandler:
         shared = self._shared
         if shared.options:
             request.options |= shared.options
-        source, timestamp = identity_of(record)
+        lies_at = source_of(record)
+        source, timestamp = identity_of(record, lies_at)
         value = answer(project, request, facts, source=source, timestamp=timestamp)
         if len(value) > shared.max_result_bytes:
             shared.rejected.inc()
             chunk.reject(record, Rejected("result_too_large", f"its result has {len(value)} bytes"))
             return
-        shared.decided.inc()
-        self._publish(pending, value, results)
+        self._decided += 1
+        results.append(self._result(record, request, value, lies_at))
 
     def _refuse(self, pending: _Pending, message: str, revision: str | None, results: list[Result]) -> None:
         self._shared.failed.inc()
-        self._publish(pending, self._failure(pending, message, revision), results)
+        self._fail(pending, message, revision, results)
 
-    def _failure(self, pending: _Pending, message: str, revision: str | None) -> bytes:
-        source, timestamp = identity_of(pending[1])
-        return failure(pending[2], message, source=source, timestamp=timestamp, revision=revision)
-
-    def _publish(self, pending: _Pending, value: bytes, results: list[Result]) -> None:
+    def _fail(self, pending: _Pending, message: str, revision: str | None, results: list[Result]) -> None:
         _, record, request = pending
-        headers = [(RESULT_SOURCE_HEADER, source_of(record).encode())]
+        lies_at = source_of(record)
+        source, timestamp = identity_of(record, lies_at)
+        value = failure(request, message, source=source, timestamp=timestamp, revision=revision)
+        results.append(self._result(record, request, value, lies_at))
+
+    def _result(self, record: Delivery, request: DecideRequest, value: bytes, lies_at: str) -> Result:
+        headers = [(RESULT_SOURCE_HEADER, lies_at.encode())]
         if record.headers:
             copied = self._shared.copied
             headers += [header for header in record.headers if header[0] in copied]
-        results.append(Result(record.key if record.key is not None else request.user_id.encode(), value, headers))
+        return Result(record.key if record.key is not None else request.user_id.encode(), value, headers)
+
+    def _publish(self, chunk: Chunk, results: list[Result]) -> None:
+        if results:
+            chunk.publish(results)
+        # Counting costs as much as a small decision: once for all of them.
+        if self._decided:
+            self._shared.decided.inc(self._decided)
+            self._shared.segments.count_hits()
+            self._decided = 0

@@ -70,7 +70,8 @@ class Lane:
         now = int(time.time() * 1000)
         batch = self._batches[-1] if self._batches else self._new_batch()
         appended = octets = 0
-        for key, value, headers in records:
+        for record in records:
+            key, value, headers = record.key, record.value, record.headers
             if batch.builder.append(timestamp=now, key=key, value=value, headers=headers) is None:
                 # Full: a batch takes no more after it once said so. The first record of a batch always fits.
                 self._tally(batch, appended, octets, receipt)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+import msgspec
 
 from pipeline.errors import Rejected
 
@@ -45,7 +47,7 @@ class Delivery(Protocol):
     def headers(self) -> Headers: ...
 
 
-class Result(NamedTuple):
+class Result(msgspec.Struct, frozen=True, gc=False):
     """What is published for one record, onto the record's own partition number of the results topic."""
 
     key: bytes
@@ -81,10 +83,11 @@ def source_of(record: Delivery) -> str:
     return f"{record.topic}-{record.partition}-{record.offset}"
 
 
-def identity_of(record: Delivery) -> tuple[str, int]:
+def identity_of(record: Delivery, lies_at: str = "") -> tuple[str, int]:
     """Source and timestamp that a record's identifiers are made from: those it first had, if it was replayed.
 
-    Both come from the headers or neither does: half an identity would be that of another record.
+    `lies_at` spares working out `source_of` the record again. Both come from the headers or neither does: half an
+    identity would be that of another record.
     """
     if record.headers:
         source = timestamp = b""
@@ -95,4 +98,4 @@ def identity_of(record: Delivery) -> tuple[str, int]:
                 timestamp = value or b""
         if _IDENTITY.fullmatch(source) and _TIMESTAMP.fullmatch(timestamp):
             return source.decode("ascii"), int(timestamp)
-    return source_of(record), record.timestamp
+    return lies_at or source_of(record), record.timestamp

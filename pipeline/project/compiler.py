@@ -134,16 +134,14 @@ class Compiler:
         audience, conditions = self._compiled(draft)
         origin = Origin(EXPERIMENT, draft.id, draft.key, draft.layer_id)
         written = _written(origin, draft, outcomes)
+        # The Agent does not look at the status, the SDK insists on it: none at all hinders nobody.
+        running = draft.status in (RUNNING, "")
+        holdouts, whitelist, cmab = self._local(draft, outcomes), _whitelist(draft, written), _cmab(draft, outcomes)
         return Experiment(
             id=draft.id, key=draft.key, audience=audience, conditions=conditions, pick=_pick(draft, written),
-            origin=origin,
-            # The Agent does not look at the status, the SDK insists on it: none at all hinders nobody.
-            running=draft.status in (RUNNING, ""),
-            targeted_delivery=draft.kind == "td",
-            holdouts=self._local(draft, outcomes),
-            whitelist=MappingProxyType(_whitelist(draft, written)),
-            group=draft.group,
-            cmab=_cmab(draft, outcomes),
+            origin=origin, running=running, targeted_delivery=draft.kind == "td", holdouts=holdouts,
+            whitelist=MappingProxyType(whitelist), group=draft.group, cmab=cmab,
+            plain=running and not holdouts and not whitelist and draft.group is None and cmab is None,
         )  # fmt: skip
 
     def _compiled(self, draft: Draft) -> tuple[Test | None, Node | None]:

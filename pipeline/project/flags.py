@@ -69,6 +69,8 @@ class Experiment(Rule):
     """User id to the outcome it is given, or to the key of a variation that the datafile does not have."""
     group: Group | None
     cmab: Cmab | None
+    plain: bool
+    """Running, and nothing but an audience and traffic: without holdouts, whitelist, group and prediction."""
 
 
 @dataclass(frozen=True, slots=True)

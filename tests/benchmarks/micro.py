@@ -32,7 +32,7 @@ from optimizely.optimizely import Optimizely
 
 from pipeline.decision import Facts, answer
 from pipeline.decision.decider import decide
-from pipeline.decision.visitor import Visitor
+from pipeline.decision.visitor import visitor_of
 from pipeline.logx.payload import envelope_bytes, impressions
 from pipeline.messages.decide import DecideRequest, parse_decide_request
 from pipeline.messages.results import Published, parse_result
@@ -224,7 +224,7 @@ def _deciding_alone(name: str, raw: bytes, windows: Sequence[list[DecideRequest]
     def ours() -> list[list[Outcome]]:
         decided = []
         for each in next(following):
-            visitor = Visitor(each.user_id, each.attributes, Facts(known).segments, each.forced)
+            visitor = visitor_of(each.user_id, each.attributes, Facts(known).segments, each.forced)
             decided.append([decide(flag, visitor) for flag in flags])
         return decided
 

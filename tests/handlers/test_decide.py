@@ -38,7 +38,7 @@ class Told(Segments):
         self.resets = 0
 
     def peek(self, account: OdpAccount, user_id: str) -> frozenset[str] | None:
-        return self.known.get(user_id)
+        return self.known.get(user_id) if account.segments_to_check else frozenset()
 
     def fetch(self, account: OdpAccount, user_id: str, *, save: bool) -> asyncio.Future[frozenset[str]]:
         future: asyncio.Future[frozenset[str]] = asyncio.get_running_loop().create_future()

@@ -98,6 +98,9 @@ async def test_fetched_then_remembered() -> None:
         assert made.peek("bob") == frozenset()
         assert made.odp.queries == [["ann", "bob"]]
         assert made.parts.sample("segment_lookups_total", outcome="miss") == 1
+        assert made.parts.sample("segment_lookups_total", outcome="hit") == 0, "counted before it was told to"
+        made.segments.count_hits()
+        made.segments.count_hits()
         assert made.parts.sample("segment_lookups_total", outcome="hit") == 2
         assert made.parts.sample("segment_cache_entries") == 2
         made.clock.now += 600
