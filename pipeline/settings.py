@@ -119,7 +119,7 @@ class KafkaSettings(Section):
     held_bytes: ByteSize = Field(
         ByteSize(32 * 1024**2),
         gt=0,
-        description="Most memory of records under way in a role: theirs, their results', and 1 KiB each (process).",
+        description="Most memory of records under way in a role: theirs, their results', and 2 KiB each (process).",
     )
     max_record_bytes: ByteSize = Field(
         ByteSize(1024**2),

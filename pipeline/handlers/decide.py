@@ -72,7 +72,13 @@ class _Waiting:
 
     def __init__(self, head: _Pending) -> None:
         self.head = head
-        self.later: deque[_Pending] = deque()
+        # Made when it is needed: an empty one is larger than the request.
+        self.later: deque[_Pending] | None = None
+
+    def append(self, pending: _Pending) -> None:
+        if self.later is None:
+            self.later = deque()
+        self.later.append(pending)
 
 
 _Pending = tuple[Chunk, Delivery, DecideRequest]
@@ -103,7 +109,7 @@ class DecideHandler:
             if waiting is None:
                 self._begin((chunk, record, request), results)
             else:
-                waiting.later.append((chunk, record, request))
+                waiting.append((chunk, record, request))
         self._publish(chunk, results)
         shared.seconds.observe(time.perf_counter() - started)
 
@@ -163,7 +169,7 @@ class DecideHandler:
         self._publish(chunk, results)
         self._go_on(user_id, waiting.later)
 
-    def _go_on(self, user_id: str, later: deque[_Pending]) -> None:
+    def _go_on(self, user_id: str, later: deque[_Pending] | None) -> None:
         while later:
             pending = later.popleft()
             results: list[Result] = []

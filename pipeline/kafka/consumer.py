@@ -37,6 +37,8 @@ log = structlog.get_logger("pipeline.consumer")
 
 _POLL_MS = 100
 _RETRY_SECONDS = 0.5
+UNSENT_BYTES = 8 * 1024**2
+"""Most bytes of results that Kafka has not acknowledged (role): more of them would only be older and in the way."""
 # Asking a partition that does not exist brings nothing and costs nothing, but it is a poll: the member stays in its
 # group, and what was prefetched of the full partitions is kept (`pause` would throw it away).
 _NOWHERE = TopicPartition("", -1)
@@ -132,26 +134,35 @@ class GroupConsumer(ConsumerRebalanceListener):
 
     async def _poll(self) -> None:
         keepalive = self._settings.max_poll_interval / 4
+        due = 0.0
         while not self._stopping:
-            self.polled_at = time.monotonic()
             self._wake.clear()
             ready = self._askable()
-            try:
-                await self._take(ready or [_NOWHERE])
-            except KafkaError as error:
-                if not error.retriable:
-                    raise
-                log.warning("fetching failed, trying again", role=self.role.name, reason=type(error).__name__)
-                await asyncio.sleep(_RETRY_SECONDS)
+            # What is settled wakes this loop many times a second: not every time is there something to ask for.
+            if ready or time.monotonic() >= due:
+                self.polled_at = time.monotonic()
+                due = self.polled_at + keepalive
+                await self._poll_once(ready or [_NOWHERE])
             if ready:
                 # With records at hand getmany returns without ever yielding to the loop.
                 await asyncio.sleep(0)
             else:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), keepalive)
+                    async with asyncio.timeout(due - time.monotonic()):
+                        await self._wake.wait()
+
+    async def _poll_once(self, ready: list[TopicPartition]) -> None:
+        try:
+            await self._take(ready)
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            log.warning("fetching failed, trying again", role=self.role.name, reason=type(error).__name__)
+            await asyncio.sleep(_RETRY_SECONDS)
 
     def _askable(self) -> list[TopicPartition]:
-        if self._lease.lapsed or self.octets >= self._settings.held_bytes:
+        unsent = sum([partition.result_octets for partition in self._partitions.values()])
+        if self._lease.lapsed or unsent >= UNSENT_BYTES or self.octets >= self._settings.held_bytes:
             return []
         return [tp for tp, partition in self._partitions.items() if partition.open and not partition.full]
 
@@ -250,6 +261,7 @@ class GroupConsumer(ConsumerRebalanceListener):
             lane=None if self._results is None else self._results.lane(tp.partition),
             window=self.role.window,
             settled=functools.partial(self._settled, tp.topic),
+            acknowledged=self._wake.set,
         )
 
     async def _open(self) -> None:

@@ -14,8 +14,9 @@ from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.structs import OffsetAndMetadata
 
 from pipeline.errors import Rejected
+from pipeline.kafka.consumer import UNSENT_BYTES
 from pipeline.kafka.partition import Opening
-from pipeline.messages.delivery import Chunk
+from pipeline.messages.delivery import Chunk, Result
 from tests.kafka.member import (
     Echo,
     LateEcho,
@@ -91,6 +92,39 @@ async def test_an_unsettled_record_is_never_committed_and_fills_the_window(kafka
         assert holds.taken == 500
         offsets = await committed(one.admin, f"{settings.group_id}.decide", own, 1)
         assert offsets[0] == OffsetAndMetadata(0, "floor=0 unclean=1")
+
+
+@pytest.mark.asyncio
+async def test_no_more_is_taken_while_results_wait_for_kafka_and_each_answer_of_it_lets_the_next_be(
+    kafka: Broker, topics: TopicMaker
+) -> None:
+    """Also where no chunk is complete: of each the first record is settled at the very end."""
+
+    class Large:
+        def __init__(self) -> None:
+            self.taken = self.most = 0
+            self.first: list[tuple[Chunk, Result]] = []
+
+        def handle(self, chunk: Chunk) -> None:
+            self.taken += len(chunk.records)
+            results = [Result(b"user", b"x" * 100_000, echoed(record).headers) for record in chunk.records]
+            self.first.append((chunk, results[0]))
+            if results[1:]:
+                chunk.publish(results[1:])
+            self.most = max(self.most, sum(partition.result_octets for partition in one.consumer.partitions))
+
+    own = await topics()
+    await produce(kafka, own.decide_requests, numbered(400))
+    large = Large()
+    # No heartbeat comes between, which would have the member look again as well.
+    rare = {"session_timeout": 90, "heartbeat_interval": 25}
+    settings = kafka_settings(kafka, group_id=own.decide_requests, chunk_records=10, **rare)
+    async with member(settings, own, lambda _: large) as one:
+        await until(lambda: large.taken == 400, seconds=20)
+        for chunk, result in large.first:
+            chunk.publish([result])
+        await read(kafka, own.decide_results, 4, count=400)
+    assert UNSENT_BYTES <= large.most < UNSENT_BYTES + 10 * 100_000
 
 
 @pytest.mark.asyncio

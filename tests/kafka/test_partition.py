@@ -38,7 +38,8 @@ def record(offset: int, *, timestamp_type: int = LOG_APPEND_TIME) -> Record:
 
 def opened(handler: Settles, opening: Opening) -> Partition:
     partition = Partition(
-        TP, handler=handler, dead_letters=None, lane=None, window=100, settled=lambda chunk: None  # type: ignore[arg-type]
+        TP, handler=handler, dead_letters=None, lane=None, window=100,  # type: ignore[arg-type]
+        settled=lambda chunk: None, acknowledged=lambda: None,
     )  # fmt: skip
     partition.begin(opening)
     partition.open = True
@@ -113,7 +114,8 @@ def test_nothing_is_passed_over_while_records_wait_to_go_one_at_a_time() -> None
 
 def test_giving_up_a_partition_that_never_began_commits_nothing() -> None:
     partition = Partition(
-        TP, handler=Settles(), dead_letters=None, lane=None, window=100, settled=lambda chunk: None  # type: ignore[arg-type]
+        TP, handler=Settles(), dead_letters=None, lane=None, window=100,  # type: ignore[arg-type]
+        settled=lambda chunk: None, acknowledged=lambda: None,
     )  # fmt: skip
     partition.abandon()
     assert not partition.commit_due

@@ -30,7 +30,10 @@ def keeps() -> Keeps:
 
 @pytest.fixture
 def partition(keeps: Keeps) -> Partition:
-    made = Partition(TP, handler=keeps, dead_letters=None, lane=None, window=100, settled=lambda chunk: None)  # type: ignore[arg-type]
+    made = Partition(
+        TP, handler=keeps, dead_letters=None, lane=None, window=100,  # type: ignore[arg-type]
+        settled=lambda chunk: None, acknowledged=lambda: None,
+    )  # fmt: skip
     made.begin(Opening(5))
     made.open = True
     return made
