@@ -74,7 +74,7 @@ class Bench:
         self.console.print(f"latency at {', '.join(f'{rate:,}/s' for rate in rates.values())}")
         # Extended as they come, so that those before a failure stay.
         self.others["latency"] = []
-        self.others["latency"].extend(paced(rig, rates=rates, seconds=4 if self.quick else 10))
+        self.others["latency"].extend(paced(rig, rates=rates, seconds=2 if self.quick else 8))
 
     def _scale(self, rig: Rig) -> None:
         if self.quick:

@@ -64,8 +64,10 @@ def send(bootstrap_servers: str, topic: str, *, rate: int, seconds: float) -> fl
     return late
 
 
-def latencies(bootstrap_servers: str, topic: str, partitions: Sequence[int], *, skip: float, late: float) -> Latencies:
-    """Read all results and take the difference of the two timestamps, but for those of the first `skip` seconds."""
+def latencies(
+    bootstrap_servers: str, topic: str, partitions: Sequence[int], *, seconds: float, late: float
+) -> Latencies:
+    """Read all results and take the difference of the two timestamps, of those asked for in the last `seconds`."""
     reader = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "unused", "enable.auto.commit": False})
     try:
         ends = {number: reader.get_watermark_offsets(TopicPartition(topic, number))[1] for number in partitions}
@@ -81,8 +83,7 @@ def latencies(bootstrap_servers: str, topic: str, partitions: Sequence[int], *, 
                 pairs.append((asked, message.timestamp()[1] - asked))
     finally:
         reader.close()
-    # The very first was sent alone, long before the others, to see whether anybody reads.
-    first = sorted(asked for asked, _ in pairs)[1] + skip * 1000
+    first = max(asked for asked, _ in pairs) - seconds * 1000
     taken = sorted(took for asked, took in pairs if asked >= first)
     return Latencies(taken[len(taken) // 2], taken[len(taken) * 99 // 100], len(taken), late)
 
