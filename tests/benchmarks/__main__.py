@@ -21,10 +21,12 @@ from tests.benchmarks import bounds, micro
 from tests.benchmarks.figures import Row, as_document, figure, show
 from tests.benchmarks.loads import CACHED, Load, cold, with_flags
 from tests.benchmarks.machine import description
-from tests.benchmarks.others import impressions_out, odp_events_out, paced, scaled
+from tests.benchmarks.others import cold_users, impressions_out, odp_events_out, paced, scaled
 from tests.benchmarks.rig import PARTITIONS, Rig
 from tests.benchmarks.rows import ALONE, DECIDE, Stand, loads, rounds
 
+_ODP_SECONDS = 0.03
+_COLD_RATE = 10_000
 PARTS = ("loads", "cold", "events", "latency", "scale", "steps")
 
 
@@ -57,10 +59,13 @@ class Bench:
             self._row(rig, load, contenders)
 
     def _cold(self, rig: Rig) -> None:
-        rig.stand_ins.control("odp", latency=0.03)
+        rig.stand_ins.control("odp", latency=_ODP_SECONDS)
         for aliases in (50,) if self.quick else (1, 10, 50, 100):
             self._row(rig, cold(aliases), (DECIDE,) if self.quick else ALONE)
         rig.stand_ins.control("odp", latency=0.0)
+        seconds = 2.0 if self.quick else 10.0
+        self.console.print(f"{_COLD_RATE:,} new users a second for {seconds:g} s")
+        self.others["cold_users"] = cold_users(rig, rate=_COLD_RATE, seconds=seconds, odp_latency=_ODP_SECONDS)
 
     def _events(self, rig: Rig) -> None:
         self.console.print("impressions and ODP events on their way out")

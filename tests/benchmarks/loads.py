@@ -75,6 +75,10 @@ def cold(aliases: int) -> Load:
     )  # fmt: skip
 
 
+COLD = cold(50)
+"""With the worker's own number of users in a query."""
+
+
 def with_flags(flags: int) -> Load:
     """One flag asked of a datafile with many."""
     return Load(name=f"of-{flags}", title=f"1 of {flags} flags", requests=450_000, flags=flags, segments=True)

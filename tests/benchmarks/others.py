@@ -18,7 +18,7 @@ from uuid import uuid4
 import orjson
 
 from pipeline.sandbox.processes import Guarded, until
-from tests.benchmarks.loads import CACHED, PEOPLE, Load, user_key
+from tests.benchmarks.loads import CACHED, COLD, PEOPLE, Load, user_key
 from tests.benchmarks.paced import latencies
 from tests.benchmarks.rig import Part, Rig, Taken
 from tests.benchmarks.rows import DECIDE, FLOOR, Stand
@@ -80,7 +80,21 @@ def paced(rig: Rig, *, rates: dict[str, int], seconds: float) -> Iterator[Docume
                 yield {"share": share, "rate": rate, "contender": contender, **taken}
 
 
-def _paced_run(stand: Stand, contender: str, rate: int, seconds: float) -> Document:
+def cold_users(rig: Rig, *, rate: int, seconds: float, odp_latency: float) -> Document:
+    """Users nobody has asked for yet, so many a second: whether the worker keeps up shows in their latencies."""
+    users = int(rate * (_WARM_SECONDS + seconds)) + PEOPLE
+    if users > COLD.requests:
+        raise ValueError(f"{users} users, and the data platform knows {COLD.requests}")
+    rig.stand_ins.control("odp", latency=odp_latency)
+    try:
+        with Stand(rig, COLD, filled=False) as stand:
+            taken = _paced_run(stand, DECIDE, rate, seconds, cold=True)
+    finally:
+        rig.stand_ins.control("odp", latency=0.0)
+    return {"rate": rate, "seconds": seconds, "odp_latency_ms": odp_latency * 1000, **taken}
+
+
+def _paced_run(stand: Stand, contender: str, rate: int, seconds: float, *, cold: bool = False) -> Document:
     rig = stand.rig
     with ExitStack() as stack:
         stand.requests = rig.new_topic("paced", stand.partitions)
@@ -95,6 +109,7 @@ def _paced_run(stand: Stand, contender: str, rate: int, seconds: float) -> Docum
         whole = _WARM_SECONDS + seconds
         command = [sys.executable, "-m", "tests.benchmarks.paced", "--bootstrap-servers", rig.bootstrap_servers]
         command += ["--topic", stand.requests, "--rate", str(rate), "--seconds", str(whole)]
+        command += ["--cold"] * cold
         generator = rig.start_beside("paced", command)
         stack.callback(generator.kill)
         if status := generator.wait(whole + _READY_SECONDS):

@@ -18,7 +18,7 @@ from itertools import cycle, islice
 import orjson
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from tests.benchmarks.loads import CACHED
+from tests.benchmarks.loads import CACHED, COLD, PEOPLE
 from tests.benchmarks.rig import put
 
 _TICK_SECONDS = 0.002
@@ -37,15 +37,17 @@ class Latencies:
     """Seconds the generator was behind at worst."""
 
 
-def send(bootstrap_servers: str, topic: str, *, rate: int, seconds: float) -> float:
-    """Send requests evenly; how late the latest was, in seconds."""
+def send(bootstrap_servers: str, topic: str, *, rate: int, seconds: float, cold: bool) -> float:
+    """Send requests evenly, of the people of the cached load or each of a new user; how late the latest was, in s."""
     producer = Producer(
         {
             "bootstrap.servers": bootstrap_servers, "enable.idempotence": True, "linger.ms": 1,
             "compression.type": "zstd", "partitioner": "murmur2_random", "log_level": 0,
         }
     )  # fmt: skip
-    records = cycle(list(islice(CACHED.values(), _DIFFERENT)))
+    # The first so many users are those whom the contender was started with.
+    requests = islice(COLD.values(), PEOPLE, None) if cold else islice(CACHED.values(), _DIFFERENT)
+    records = cycle(list(requests))
     start, sent, late = time.monotonic(), 0, 0.0
     total = int(rate * seconds)
     while sent < total:
@@ -94,8 +96,9 @@ def main() -> None:
     parser.add_argument("--topic", required=True)
     parser.add_argument("--rate", type=int, required=True, help="requests a second")
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--cold", action="store_true", help="a new user in each request")
     options = parser.parse_args()
-    late = send(options.bootstrap_servers, options.topic, rate=options.rate, seconds=options.seconds)
+    late = send(options.bootstrap_servers, options.topic, rate=options.rate, seconds=options.seconds, cold=options.cold)
     sys.stdout.write(json.dumps({"late": late}) + "\n")
 
 
