@@ -16,6 +16,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.helpers import create_ssl_context
 
 from pipeline.errors import StartFailed
+from pipeline.kafka.records import lighten_consumers
 from pipeline.settings import KafkaSettings
 
 _Client = TypeVar("_Client", AIOKafkaConsumer, AIOKafkaProducer, AIOKafkaAdminClient)
@@ -70,6 +71,7 @@ def group_consumer(settings: KafkaSettings, role: str) -> AIOKafkaConsumer:
     With `earliest` aiokafka would step over a lost range of the log with one line at INFO; RoundRobin because the
     state of its sticky assignor is shared by all consumers of a process.
     """
+    lighten_consumers()
     return AIOKafkaConsumer(
         **_connection(settings),
         group_id=f"{settings.group_id}.{role}",
@@ -90,6 +92,7 @@ def group_consumer(settings: KafkaSettings, role: str) -> AIOKafkaConsumer:
 
 def scanner(settings: KafkaSettings) -> AIOKafkaConsumer:
     """A consumer without a group, to read what a previous owner published, and to ask for offsets."""
+    lighten_consumers()
     return AIOKafkaConsumer(
         **_connection(settings),
         group_id=None,

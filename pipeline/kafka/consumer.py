@@ -25,7 +25,8 @@ from pipeline.kafka.dead_letters import DeadLetters
 from pipeline.kafka.lease import Lease
 from pipeline.kafka.openings import Openings
 from pipeline.kafka.partition import Handler, InFlight, Partition
-from pipeline.kafka.poll import Record, poll
+from pipeline.kafka.poll import poll
+from pipeline.kafka.records import Record
 from pipeline.kafka.sink import Fail, Sink
 from pipeline.kafka.takeover import Takeover
 from pipeline.kafka.undecodable import UNDECODABLE, one_of_each, unread

@@ -19,8 +19,8 @@ from aiokafka import TopicPartition
 from pipeline.errors import Rejected
 from pipeline.kafka.commit_note import CommitNote
 from pipeline.kafka.dead_letters import DeadLetters
-from pipeline.kafka.poll import Record
 from pipeline.kafka.progress import Progress, Span
+from pipeline.kafka.records import Record
 from pipeline.kafka.sink import Lane
 from pipeline.messages.delivery import Chunk, Delivery, Result
 
@@ -185,7 +185,7 @@ class Partition:
 
     def take(self, records: list[Record]) -> int:
         """A chunk arrives; returns how many of its requests had been answered before a takeover."""
-        octets = sum([record.serialized_value_size for record in records]) + RECORD_OCTETS * len(records)
+        octets = sum([len(record.value) for record in records if record.value]) + RECORD_OCTETS * len(records)
         chunk = self._under_way(records, octets)
         answered = 0
         if self._recovered:

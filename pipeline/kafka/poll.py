@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from typing import Any
+from typing import Any, cast
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.structs import ConsumerRecord
 
-Record = ConsumerRecord[bytes, bytes]
+from pipeline.kafka.records import Record
 
 
 async def poll(
@@ -23,7 +22,8 @@ async def poll(
     """What `getmany` gives or raises, with none of its traces. One at a time for each consumer."""
     subscription: Any = consumer._subscription
     try:
-        return await consumer.getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
+        fetched: Any = await consumer.getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
+        return cast("dict[TopicPartition, list[Record]]", fetched)
     finally:
         if subscription._fetch_count:
             # It was a poll nevertheless: idle time begins here, not at the last one that brought something.

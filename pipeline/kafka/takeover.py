@@ -19,7 +19,8 @@ from prometheus_client import Histogram
 
 from pipeline.kafka.commit_note import CommitNote
 from pipeline.kafka.partition import CLOCK_SKEW_MS, LOG_APPEND_TIME, Opening
-from pipeline.kafka.poll import Record
+from pipeline.kafka.poll import poll
+from pipeline.kafka.records import Record
 from pipeline.kafka.undecodable import one_of_each
 from pipeline.messages.delivery import RESULT_SOURCE_HEADER
 from pipeline.metrics import Metrics
@@ -215,7 +216,7 @@ class Takeover:
         deadline = time.monotonic() + _SCAN_SILENCE_SECONDS
         while True:
             try:
-                fetched = await self._scanner.getmany(*partitions, timeout_ms=_POLL_MS, max_records=max_records)
+                fetched = await poll(self._scanner, partitions, timeout_ms=_POLL_MS, max_records=max_records)
             except UnicodeDecodeError:
                 # Not ours, so it answers nothing.
                 each = one_of_each(self._scanner, partitions, timeout_ms=_POLL_MS)

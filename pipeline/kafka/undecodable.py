@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.structs import ConsumerRecord
 
 from pipeline.errors import Rejected
-from pipeline.kafka.poll import Record, poll
+from pipeline.kafka.poll import poll
+from pipeline.kafka.records import Record
 
 UNDECODABLE = Rejected("undecodable", "the client library cannot read it: a header name is not UTF-8")
 
@@ -37,4 +37,4 @@ async def one_of_each(
 
 def unread(tp: TopicPartition, offset: int) -> Record:
     """What is known of such a record: where it is."""
-    return ConsumerRecord(tp.topic, tp.partition, offset, -1, 0, None, None, None, -1, 0, ())
+    return Record(tp.topic, tp.partition, offset, -1, 0, None, None, ())

@@ -27,7 +27,7 @@ _TIMESTAMP = re.compile(rb"-1|[0-9]{1,19}")
 
 
 class Delivery(Protocol):
-    """One consumed record. aiokafka's ConsumerRecord is one as it is; nothing is copied."""
+    """One consumed record. What the consumer gives (`kafka/records.py`) is one as it is; nothing is copied."""
 
     @property
     def topic(self) -> str: ...

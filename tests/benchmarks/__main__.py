@@ -61,7 +61,7 @@ class Bench:
     def _cold(self, rig: Rig) -> None:
         rig.stand_ins.control("odp", latency=_ODP_SECONDS)
         for aliases in (50,) if self.quick else (1, 10, 50, 100):
-            self._row(rig, cold(aliases), (DECIDE,) if self.quick else ALONE)
+            self._row(rig, cold(aliases), ALONE)
         rig.stand_ins.control("odp", latency=0.0)
         seconds = 2.0 if self.quick else 10.0
         self.console.print(f"{_COLD_RATE:,} new users a second for {seconds:g} s")
@@ -85,9 +85,9 @@ class Bench:
         if self.quick:
             return
         for partitions in (1, 100):
-            self._row(rig, CACHED, (DECIDE,), partitions=partitions)
+            self._row(rig, CACHED, ALONE, partitions=partitions)
         for flags in (10, 100, 1000):
-            self._row(rig, with_flags(flags), (DECIDE,))
+            self._row(rig, with_flags(flags), ALONE)
         self.console.print("1, 2 and 4 workers of one group")
         self.others["workers"] = []
         self.others["workers"].extend(scaled(rig, workers, self.seconds) for workers in (1, 2, 4))

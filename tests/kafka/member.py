@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -18,7 +18,7 @@ from pipeline.kafka.consumer import GroupConsumer, Role
 from pipeline.kafka.dead_letters import DeadLetters
 from pipeline.kafka.lease import Lease
 from pipeline.kafka.partition import Handler
-from pipeline.kafka.poll import Record
+from pipeline.kafka.records import Record, lighten_consumers
 from pipeline.kafka.sink import Sink
 from pipeline.kafka.takeover import Takeover
 from pipeline.messages.delivery import RESULT_SOURCE_HEADER, Chunk, Delivery, Result, source_of
@@ -142,7 +142,8 @@ async def produce(broker: Broker, topic: str, records: Iterable[tuple[int, bytes
 
 async def read(broker: Broker, topic: str, partitions: int, *, count: int, seconds: float = 30) -> list[Record]:
     """All records of a topic: at least `count` of them within the time, and whatever is there by then."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=broker.bootstrap_servers, auto_offset_reset="earliest")
+    lighten_consumers()
+    consumer: Any = AIOKafkaConsumer(bootstrap_servers=broker.bootstrap_servers, auto_offset_reset="earliest")
     await consumer.start()
     try:
         everything = [TopicPartition(topic, number) for number in range(partitions)]

@@ -7,7 +7,7 @@ import pytest
 from pipeline.errors import Rejected
 from pipeline.kafka import client
 from pipeline.kafka.dead_letters import DeadLetters
-from pipeline.kafka.poll import Record as Read
+from pipeline.kafka.records import Record as Read
 from pipeline.kafka.sink import Sink
 from pipeline.messages.contracts import DEAD_LETTER
 from pipeline.messages.dead_letters import ADDED_HEADERS, POINTER_HEADER

@@ -6,7 +6,7 @@ import pytest
 from aiokafka import TopicPartition
 
 from pipeline.kafka.partition import CLOCK_SKEW_MS, LOG_APPEND_TIME, RECORD_OCTETS, Opening, Partition
-from pipeline.kafka.poll import Record
+from pipeline.kafka.records import Record
 from pipeline.messages.delivery import Chunk
 
 TP = TopicPartition("requests", 0)
@@ -33,7 +33,7 @@ class Settles:
 
 
 def record(offset: int, *, timestamp_type: int = LOG_APPEND_TIME) -> Record:
-    return Record("requests", 0, offset, ASKED_AT, timestamp_type, b"user", b"{}", None, 4, 2, ())
+    return Record("requests", 0, offset, ASKED_AT, timestamp_type, b"user", b"{}", ())
 
 
 def opened(handler: Settles, opening: Opening) -> Partition:

@@ -8,7 +8,7 @@ import pytest
 from aiokafka import TopicPartition
 
 from pipeline.kafka.partition import Opening, Partition
-from pipeline.kafka.poll import Record
+from pipeline.kafka.records import Record
 from pipeline.kafka.watch import Watch
 from pipeline.messages.delivery import Chunk
 from tests.handlers.chunks import new_metrics, value
@@ -69,7 +69,7 @@ def test_lag_is_shown_as_it_was_last_seen(watch: Watch, partition: Partition) ->
 def test_work_that_does_not_move_is_told_whatever_is_known_of_the_log(
     watch: Watch, partition: Partition, keeps: Keeps
 ) -> None:
-    partition.take([Record("requests", 0, 5, 1_700_000_000_000, 1, b"user", b"{}", None, 4, 2, ())])
+    partition.take([Record("requests", 0, 5, 1_700_000_000_000, 1, b"user", b"{}", ())])
     watch.observe([partition], {})
     assert stuck(watch, partition) == ["requests-0 has had unfinished work for 61 s"]
     keeps.chunk.done(1)
