@@ -39,6 +39,8 @@ from pipeline.transport import Transport
 log = structlog.get_logger("pipeline.worker")
 
 # Long-lived objects are many (compiled datafiles, caches) and never garbage: the collector need not walk them.
+# Of a request whose user waits: its objects, the question for the segments, and the result that is to come.
+_DECIDE_WEIGHT = 3 * 1024
 _GC_THRESHOLD = 50_000
 
 
@@ -131,7 +133,9 @@ class Worker:
                 datafiles=self.datafiles, segments=self.segments, settings=settings.decide,
                 max_record_bytes=max_bytes, max_result_bytes=max_result_bytes, metrics=self.metrics,
             )  # fmt: skip
-            return RoleSpec(role, topics, kafka.window_records, handler=lambda _: decider.handler())
+            return RoleSpec(
+                role, topics, kafka.window_records, handler=lambda _: decider.handler(), weight=_DECIDE_WEIGHT
+            )
         if role == "odp_events":
             return RoleSpec(
                 role, topics, kafka.window_records,

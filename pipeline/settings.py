@@ -117,10 +117,9 @@ class KafkaSettings(Section):
         50_000, description="Most records of a partition under way, role logx, as far as held_bytes allows (process)."
     )
     held_bytes: ByteSize = Field(
-        ByteSize(32 * 1024**2),
-        gt=0,
-        description="Most memory of records under way in a role: theirs, their results', and 2 KiB each (process).",
-    )
+        ByteSize(32 * 1024**2), gt=0,
+        description="Most memory of records under way: theirs, their results', 1 KiB each, 3 in role decide (role, process).",
+    )  # fmt: skip
     max_record_bytes: ByteSize = Field(
         ByteSize(1024**2),
         gt=0,

@@ -54,6 +54,8 @@ class Role:
     window: int
     handler: Callable[[str], Handler]
     """Makes the handler of an owned partition of the topic."""
+    weight: int = 1024
+    """Bytes that a record under way takes besides its value, as measured."""
     flush: Callable[[], Awaitable[None]] | None = None
     """Sends what handlers have gathered for a service, and waits for it; None where nothing is gathered."""
     held: Callable[[], bool] = lambda: False
@@ -261,6 +263,7 @@ class GroupConsumer(ConsumerRebalanceListener):
             dead_letters=self._dead_letters,
             lane=None if self._results is None else self._results.lane(tp.partition),
             window=self.role.window,
+            weight=self.role.weight,
             settled=functools.partial(self._settled, tp.topic),
             acknowledged=self._wake.set,
         )

@@ -27,9 +27,6 @@ from pipeline.messages.delivery import Chunk, Delivery, Result
 LOG_APPEND_TIME = 1
 CLOCK_SKEW_MS = 60_000
 """Most that the clocks of two brokers are taken to differ."""
-RECORD_OCTETS = 2048
-"""What a record under way weighs besides its value, as measured: aiokafka's object a third of a KiB, its request three
-quarters, the question for its user's segments with all that waits for it half of one, and room between them."""
 _NO_NOTE = CommitNote()
 # After so many unclean ends in a row, the record at fault is looked for.
 _TRUSTED_ENDS = 3
@@ -116,10 +113,13 @@ class Partition:
         dead_letters: DeadLetters,
         lane: Lane | None,
         window: int,
+        weight: int,
         settled: Callable[[InFlight], None],
         acknowledged: Callable[[], None],
     ) -> None:
         """`lane`: the results partition of the same number, where the role publishes; `settled` hears of each chunk.
+
+        `window` is in records; `weight` the bytes that one under way takes besides its value.
 
         `acknowledged` hears when results were written, also of a chunk that is not complete yet.
         """
@@ -138,6 +138,7 @@ class Partition:
         self._handler = handler
         self._lane = lane
         self._window = window
+        self._weight = weight
         self._settled = settled
         self.acknowledged = acknowledged
         self._progress = Progress(0)
@@ -185,7 +186,7 @@ class Partition:
 
     def take(self, records: list[Record]) -> int:
         """A chunk arrives; returns how many of its requests had been answered before a takeover."""
-        octets = sum([len(record.value) for record in records if record.value]) + RECORD_OCTETS * len(records)
+        octets = sum([len(record.value) for record in records if record.value]) + self._weight * len(records)
         chunk = self._under_way(records, octets)
         answered = 0
         if self._recovered:

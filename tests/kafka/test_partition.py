@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from aiokafka import TopicPartition
 
-from pipeline.kafka.partition import CLOCK_SKEW_MS, LOG_APPEND_TIME, RECORD_OCTETS, Opening, Partition
+from pipeline.kafka.partition import CLOCK_SKEW_MS, LOG_APPEND_TIME, Opening, Partition
 from pipeline.kafka.records import Record
 from pipeline.messages.delivery import Chunk
 
@@ -38,7 +38,7 @@ def record(offset: int, *, timestamp_type: int = LOG_APPEND_TIME) -> Record:
 
 def opened(handler: Settles, opening: Opening) -> Partition:
     partition = Partition(
-        TP, handler=handler, dead_letters=None, lane=None, window=100,  # type: ignore[arg-type]
+        TP, handler=handler, dead_letters=None, lane=None, window=100, weight=1024,  # type: ignore[arg-type]
         settled=lambda chunk: None, acknowledged=lambda: None,
     )  # fmt: skip
     partition.begin(opening)
@@ -83,7 +83,7 @@ def test_a_record_weighs_more_than_its_bytes_until_it_is_settled() -> None:
     handler = Settles()
     partition = opened(handler, Opening(5))
     partition.take([record(5), record(6)])
-    assert partition.octets == 2 * (len(b"{}") + RECORD_OCTETS)
+    assert partition.octets == 2 * (len(b"{}") + 1024)
     handler.settle()
     assert partition.octets == 0
 
@@ -114,7 +114,7 @@ def test_nothing_is_passed_over_while_records_wait_to_go_one_at_a_time() -> None
 
 def test_giving_up_a_partition_that_never_began_commits_nothing() -> None:
     partition = Partition(
-        TP, handler=Settles(), dead_letters=None, lane=None, window=100,  # type: ignore[arg-type]
+        TP, handler=Settles(), dead_letters=None, lane=None, window=100, weight=1024,  # type: ignore[arg-type]
         settled=lambda chunk: None, acknowledged=lambda: None,
     )  # fmt: skip
     partition.abandon()

@@ -31,7 +31,7 @@ def keeps() -> Keeps:
 @pytest.fixture
 def partition(keeps: Keeps) -> Partition:
     made = Partition(
-        TP, handler=keeps, dead_letters=None, lane=None, window=100,  # type: ignore[arg-type]
+        TP, handler=keeps, dead_letters=None, lane=None, window=100, weight=1024,  # type: ignore[arg-type]
         settled=lambda chunk: None, acknowledged=lambda: None,
     )  # fmt: skip
     made.begin(Opening(5))
