@@ -12,8 +12,9 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from itertools import count
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
+import msgspec
 import structlog
 
 from pipeline.errors import PayloadRefused, Rejected, Unavailable, UpstreamError
@@ -45,7 +46,7 @@ class Post(Protocol[K_contra]):
         """Why the one part in a refused request becomes a dead letter."""
 
 
-class Part(NamedTuple):
+class Part(msgspec.Struct, frozen=True, gc=False):
     """What one record (or one share of it) adds to a body. `number` counts all parts, from 0."""
 
     number: int

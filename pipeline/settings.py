@@ -118,7 +118,7 @@ class KafkaSettings(Section):
     )
     held_bytes: ByteSize = Field(
         ByteSize(32 * 1024**2), gt=0,
-        description="Most memory of records under way: theirs, their results', 1 KiB each, 3 in role decide (role, process).",
+        description="Most memory under way: records, results, 1 KiB a record, 3 in role decide (role, process).",
     )  # fmt: skip
     max_record_bytes: ByteSize = Field(
         ByteSize(1024**2),

@@ -13,7 +13,6 @@ from pipeline.logx.dispatcher import Logx
 from pipeline.logx.payload import conversion, impressions
 from pipeline.messages.delivery import Chunk, Delivery, identity_of
 from pipeline.messages.events import parse_track_event
-from pipeline.messages.results import parse_result
 from pipeline.settings import LogxSettings
 
 
@@ -40,7 +39,7 @@ class ImpressionsHandler:
             chunk.done(nothing_due)
 
     def _due(self, record: Delivery, chunk: Chunk) -> bool:
-        owed = impressions(parse_result(record.value), max_events=self._max_events, max_bytes=self._max_bytes)
+        owed = impressions(record.value, max_events=self._max_events, max_bytes=self._max_bytes)
         if owed is None:
             return False
         envelope, visitors = owed

@@ -20,7 +20,7 @@ from msgspec import UNSET
 
 from pipeline.errors import Rejected
 from pipeline.messages.events import TrackEvent
-from pipeline.messages.results import Attribute, Impression, Published
+from pipeline.messages.results import Attribute, parse_impression, parse_result, refusal
 from pipeline.project import ProjectConfig
 
 CLIENT_NAME = "decision-pipeline"
@@ -30,6 +30,9 @@ except PackageNotFoundError:  # a bare checkout
     CLIENT_VERSION = "0"
 
 _SNAPSHOTS = b',"snapshots":['
+_LONGEST_REMEMBERED = 2048
+# Of an entry that a prediction had a part in: each is different. Other ways of writing it cost some memory only.
+_PREDICTED = b'"cmabUuid":"'
 
 
 class Envelope(NamedTuple):
@@ -46,14 +49,15 @@ Visitor = tuple[bytes, int]
 """One rendered visitor and its number of events."""
 
 
-def impressions(result: Published, *, max_events: int, max_bytes: int) -> tuple[Envelope, Sequence[Visitor]] | None:
-    """The impressions a published result owes; None when it owes none.
+def impressions(value: bytes | None, *, max_events: int, max_bytes: int) -> tuple[Envelope, Sequence[Visitor]] | None:
+    """The impressions that a published result, a record's value, owes; None when it owes none.
 
     One visitor, so that its attributes are sent once, with a snapshot for each impression as the SDKs send them: the
     events of a snapshot are attributed to all of its decisions, so two decisions must not share one. Several visitors
     only where a single one would not fit a body of `max_bytes` or `max_events`; order and identities stay the same.
     Raises Rejected when it cannot be sent.
     """
+    result = parse_result(value)
     tracking = result.tracking
     if tracking is UNSET:
         return None
@@ -62,7 +66,10 @@ def impressions(result: Published, *, max_events: int, max_bytes: int) -> tuple[
     envelope = _envelope(
         tracking.account_id, tracking.project_id, result.revision, tracking.anonymize_ip, tracking.region
     )
-    snapshots = _snapshots(tracking.impressions, result.source, result.timestamp)
+    try:
+        snapshots = _snapshots(tracking.impressions, result.source, result.timestamp)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise refusal(value or b"") from None
     opening = _opening(result.user_id, tracking.attributes)
     visitor = b"".join((opening, _SNAPSHOTS, ",".join(snapshots).encode(), b"]}"))
     # No envelope comes near half a body, so what is below half needs no exact count.
@@ -159,16 +166,18 @@ def _opening(user_id: str, attributes: list[Attribute]) -> bytes:
     return _encode(_Opening(user_id, attributes))[:-1]
 
 
-def _snapshots(tracked: Sequence[Impression], source: str, timestamp: int) -> list[str]:
+def _snapshots(tracked: Sequence[msgspec.Raw], source: str, timestamp: int) -> list[str]:
     snapshots = []
-    for index, impression in enumerate(tracked):
-        head = _render_head(impression) if impression.cmab_uuid else _head(impression)
+    for index, raw in enumerate(tracked):
+        entry = bytes(raw)
+        head = _render_head(entry) if len(entry) > _LONGEST_REMEMBERED or _PREDICTED in entry else _head(entry)
         snapshots.append(f'{head}{timestamp},"uuid":"{event_uuid(source, timestamp, index)}"}}]}}')
     return snapshots
 
 
-def _render_head(impression: Impression) -> str:
+def _render_head(entry: bytes) -> str:
     """A snapshot up to its timestamp."""
+    impression = parse_impression(entry)
     variation_id = impression.variation_id
     if variation_id is not None and not (variation_id.isascii() and variation_id.isdigit()):
         raise Rejected("not_a_result", "tracking.impressions: variationId: pattern")

@@ -53,7 +53,8 @@ class Tracking(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     region: Text
     anonymize_ip: bool
     attributes: list[Attribute]
-    impressions: Annotated[list[Impression], msgspec.Meta(min_length=1)]
+    impressions: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
+    """For `parse_impression`. Few of them are different, so whoever reads them remembers what becomes of each."""
 
 
 class Published(msgspec.Struct, frozen=True, gc=False, rename="camel"):
@@ -70,6 +71,8 @@ class Published(msgspec.Struct, frozen=True, gc=False, rename="camel"):
 
 
 _decode = msgspec.json.Decoder(Published).decode
+parse_impression = msgspec.json.Decoder(Impression).decode
+"""Reads one entry of `tracking.impressions`. Raises msgspec.MsgspecError or UnicodeDecodeError."""
 
 
 def parse_result(value: bytes | None) -> Published:
@@ -77,14 +80,15 @@ def parse_result(value: bytes | None) -> Published:
     try:
         result = _decode(value or b"")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise _refusal(value or b"") from None
+        raise refusal(value or b"") from None
     tracked_error = result.error is not msgspec.UNSET and result.tracking is not msgspec.UNSET
     if tracked_error or _SOURCE.fullmatch(result.source) is None:
-        raise _refusal(value or b"")
+        raise refusal(value or b"")
     return result
 
 
-def _refusal(value: bytes) -> Rejected:
+def refusal(value: bytes) -> Rejected:
+    """Why a record's value is no result, as the schema sees it."""
     try:
         document = orjson.loads(value)
     except orjson.JSONDecodeError:

@@ -25,7 +25,6 @@ from pipeline.logx.payload import (
 )
 from pipeline.logx.payload import impressions as impressions_of
 from pipeline.messages.events import TrackEvent
-from pipeline.messages.results import parse_result
 from pipeline.project import ProjectConfig
 from pipeline.sandbox.logx_payload import read_payload
 
@@ -36,7 +35,7 @@ WIDE = {"max_events": 10_000, "max_bytes": 3_500_000}
 
 def impressions(value: object, *, max_events: int, max_bytes: int) -> tuple[Envelope, Sequence[Visitor]] | None:
     """What a record of this value owes."""
-    return impressions_of(parse_result(orjson.dumps(value)), max_events=max_events, max_bytes=max_bytes)
+    return impressions_of(orjson.dumps(value), max_events=max_events, max_bytes=max_bytes)
 
 
 def impression(number: int = 1, **changes: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ UNREAD = ("decisions.", "error: minLength", "decisions: maxItems")
 
 def owed(raw: bytes) -> tuple[Envelope, Sequence[Visitor]] | None:
     """What logx does with a record."""
-    return impressions(parse_result(raw), max_events=10_000, max_bytes=3_500_000)
+    return impressions(raw, max_events=10_000, max_bytes=3_500_000)
 
 
 @pytest.mark.parametrize("name", files("valid", MESSAGE))

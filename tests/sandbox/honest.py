@@ -21,7 +21,6 @@ from pipeline.logx.payload import conversion, envelope_bytes, impressions
 from pipeline.messages.decide import parse_decide_request
 from pipeline.messages.delivery import RESULT_SOURCE_HEADER
 from pipeline.messages.events import parse_odp_event, parse_track_event
-from pipeline.messages.results import parse_result
 from pipeline.odp.events import render_event
 from pipeline.project import ProjectConfig, compile_datafile
 from pipeline.sandbox import project_data as data
@@ -92,7 +91,7 @@ class Worker:
             key, orjson.dumps(result), [(RESULT_SOURCE_HEADER, header.encode())], partition=partition
         )  # fmt: skip
         try:
-            owed = impressions(parse_result(orjson.dumps(result)), **_WIDE)
+            owed = impressions(orjson.dumps(result), **_WIDE)
         except Rejected:
             return
         for visitor, _ in owed[1] if owed else ():
