@@ -31,6 +31,11 @@ class RecordingChunk:
     settlements: list[int] = field(default_factory=list)
     rejected: list[tuple[Delivery, Rejected]] = field(default_factory=list)
 
+    has_room: bool = True
+
+    def when_room(self, go_on: Callable[[], object]) -> None:
+        go_on()
+
     def publish(self, results: Sequence[Result]) -> None:
         raise AssertionError("no result was expected")
 

@@ -151,7 +151,12 @@ class DecideHandler:
         return segments.peek(account, request.user_id)
 
     def _arrived(self, user_id: str, future: Future[frozenset[str]]) -> None:
-        """A user's segments are here, or will not come: decide the request that asked, and those behind it."""
+        """A user's segments are here, or will not come. Thousands may come at once: each waits for room."""
+        chunk = self._waiting[user_id].head[0]
+        chunk.when_room(partial(self._answer, user_id, future))
+
+    def _answer(self, user_id: str, future: Future[frozenset[str]]) -> None:
+        """Decide the request that asked, and those behind it."""
         waiting = self._waiting.pop(user_id)
         chunk, _, request = waiting.head
         if chunk.abandoned or future.cancelled():
@@ -179,6 +184,18 @@ class DecideHandler:
             if again is not None:
                 again.later = later
                 return
+            if later and not later[0][0].has_room:
+                # Whoever comes meanwhile lines up behind.
+                self._waiting[user_id] = paused = _Waiting(later.popleft())
+                paused.later = later
+                paused.head[0].when_room(partial(self._resume, user_id))
+                return
+
+    def _resume(self, user_id: str) -> None:
+        waiting = self._waiting.pop(user_id)
+        later = deque() if waiting.later is None else waiting.later
+        later.appendleft(waiting.head)
+        self._go_on(user_id, later)
 
     def _is_expired(self, record: Delivery, request: DecideRequest) -> bool:
         age_ms = request.ttl_ms if request.ttl_ms is not None else self._shared.max_age_ms

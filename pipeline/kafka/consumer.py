@@ -38,8 +38,10 @@ log = structlog.get_logger("pipeline.consumer")
 
 _POLL_MS = 100
 _RETRY_SECONDS = 0.5
-UNSENT_BYTES = 8 * 1024**2
-"""Most bytes of results that Kafka has not acknowledged (role): more of them would only be older and in the way."""
+_FIRST_RECORDS = 20
+"""How many are taken by the first poll, when it is not known yet how long one takes."""
+_HOLD_SECONDS = 0.01
+"""How long one poll's records should hold the loop. Deciding a hundred flags takes twenty times as long as one."""
 # Asking a partition that does not exist brings nothing and costs nothing, but it is a poll: the member stays in its
 # group, and what was prefetched of the full partitions is kept (`pause` would throw it away).
 _NOWHERE = TopicPartition("", -1)
@@ -95,7 +97,7 @@ class GroupConsumer(ConsumerRebalanceListener):
         self._opening: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._lease = lease
-        self._lease.on_renewal = self._wake.set
+        self._most_records = min(_FIRST_RECORDS, settings.chunk_records)
         self._watch = Watch(role.name, role.topics, metrics=metrics)
         self._commits = Commits(consumer, watch=self._watch)
         self._openings = Openings(
@@ -118,6 +120,7 @@ class GroupConsumer(ConsumerRebalanceListener):
     async def start(self) -> None:
         """Join the group. The consumer itself has been started; partitions open as they are assigned."""
         self._lease.follow(self._consumer)
+        self._lease.on_renewal = self._wake.set
         self._consumer.subscribe(list(self.role.topics), listener=self)
         for name, loop in (("poll", self._poll), ("commit", self._commit_regularly), ("watch", self._watch_regularly)):
             self._start(loop, f"{self.role.name} {name}")
@@ -164,8 +167,8 @@ class GroupConsumer(ConsumerRebalanceListener):
             await asyncio.sleep(_RETRY_SECONDS)
 
     def _askable(self) -> list[TopicPartition]:
-        unsent = sum([partition.result_octets for partition in self._partitions.values()])
-        if self._lease.lapsed or unsent >= UNSENT_BYTES or self.octets >= self._settings.held_bytes:
+        crowded = self._results is not None and not self._results.has_room
+        if crowded or self._lease.lapsed or self.octets >= self._settings.held_bytes:
             return []
         return [tp for tp, partition in self._partitions.items() if partition.open and not partition.full]
 
@@ -173,7 +176,7 @@ class GroupConsumer(ConsumerRebalanceListener):
         lost: dict[TopicPartition, int] = {}
         try:
             timeout_ms = 0 if ready == [_NOWHERE] else _POLL_MS
-            fetched = await poll(self._consumer, ready, timeout_ms=timeout_ms, max_records=self._settings.chunk_records)
+            fetched = await poll(self._consumer, ready, timeout_ms=timeout_ms, max_records=self._most_records)
         except OffsetOutOfRangeError as error:
             lost = error.args[0]
         except UnicodeDecodeError:
@@ -182,11 +185,19 @@ class GroupConsumer(ConsumerRebalanceListener):
             # Of a partition that is being opened: aiokafka has no position for it yet, we set it in a moment.
             return
         else:
+            began = time.perf_counter()
             for tp, records in fetched.items():
                 self._arrived(tp, records)
+            if fetched:
+                self._pace(sum(map(len, fetched.values())), time.perf_counter() - began)
             return
         for tp, offset in lost.items():
             await self._skip_lost(tp, offset)
+
+    def _pace(self, count: int, seconds: float) -> None:
+        """Take as many records the next time as would have been handled in `_HOLD_SECONDS`, but not twice as many."""
+        fit = int(count * _HOLD_SECONDS / seconds) if seconds else count
+        self._most_records = max(1, min(fit, 2 * self._most_records, self._settings.chunk_records))
 
     def _arrived(self, tp: TopicPartition, records: list[Record]) -> None:
         partition = self._partitions.get(tp)

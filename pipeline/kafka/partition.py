@@ -67,6 +67,13 @@ class InFlight:
         self._partition = partition
         self._pending = len(records)
 
+    @property
+    def has_room(self) -> bool:
+        return self._partition.lane.has_room
+
+    def when_room(self, go_on: Callable[[], object]) -> None:
+        self._partition.lane.when_room(go_on)
+
     def publish(self, results: Sequence[Result]) -> None:
         self._partition.publish(results, self)
 
@@ -234,11 +241,15 @@ class Partition:
 
     # 3. Sent
 
-    def publish(self, results: Sequence[Result], chunk: InFlight) -> None:
+    @property
+    def lane(self) -> Lane:
         if self._lane is None:
             raise AssertionError(f"the role that reads {self.tp.topic} publishes nothing")
+        return self._lane
+
+    def publish(self, results: Sequence[Result], chunk: InFlight) -> None:
         if not chunk.abandoned:
-            self._lane.extend(results, chunk)
+            self.lane.extend(results, chunk)
 
     # 4. Done
 

@@ -22,6 +22,8 @@ from pipeline.messages.delivery import Result
 from pipeline.metrics import Metrics
 
 _COUNT_SECONDS = 10.0
+UNSENT_BYTES = 8 * 1024**2
+"""Most bytes of results that Kafka has not acknowledged (process, topic): more would only be older and in the way."""
 
 Fail = Callable[[str, BaseException], None]
 
@@ -65,6 +67,13 @@ class Lane:
         """Something is on its way: to be waited for, however long Kafka takes."""
         return self._task is not None
 
+    @property
+    def has_room(self) -> bool:
+        return self._sink.has_room
+
+    def when_room(self, go_on: Callable[[], object]) -> None:
+        self._sink.when_room(go_on)
+
     def extend(self, records: Sequence[Result], receipt: Receipt) -> None:
         """Append records to the open batch. `receipt` is told when they are written."""
         now = int(time.time() * 1000)
@@ -106,6 +115,7 @@ class Lane:
             batch.count += count
             batch.octets += octets
             self.octets += octets
+            self._sink.octets += octets
             batch.receipts.append((receipt, count))
 
     async def _send(self) -> None:
@@ -119,7 +129,10 @@ class Lane:
             self._sink.fail(f"{self._sink.topic}-{self._partition} cannot be written", error)
         finally:
             self._task = None
-            self.octets = sum(batch.octets for batch in self._batches)
+            left = sum(batch.octets for batch in self._batches)
+            self._sink.octets += left - self.octets
+            self.octets = left
+            self._sink.let_go_on()
 
     async def _leased(self) -> None:
         """What is written now must still be ours to write."""
@@ -152,9 +165,11 @@ class Lane:
         if offset >= 0:
             self.end = max(self.end, offset + batch.count)
         self.octets -= batch.octets
+        self._sink.octets -= batch.octets
         self._sink.written.inc(batch.count)
         for receipt, count in batch.receipts:
             receipt.acknowledged(count, low)
+        self._sink.let_go_on()
 
 
 class Sink:
@@ -174,7 +189,25 @@ class Sink:
         self.written = metrics.records_produced.labels(topic)
         self.seconds = metrics.produce_seconds.labels(topic)
         self.retries = metrics.produce_retries.labels(topic)
+        self.octets = 0
+        """Bytes appended and not acknowledged, on all lanes."""
         self._lanes: dict[int, Lane] = {}
+        self._waiting: deque[Callable[[], object]] = deque()
+
+    @property
+    def has_room(self) -> bool:
+        return self.octets < UNSENT_BYTES
+
+    def when_room(self, go_on: Callable[[], object]) -> None:
+        """Call `go_on` now, or, in the order they came, when Kafka has acknowledged enough."""
+        if self.has_room and not self._waiting:
+            go_on()
+        else:
+            self._waiting.append(go_on)
+
+    def let_go_on(self) -> None:
+        while self._waiting and self.has_room:
+            self._waiting.popleft()()
 
     def lane(self, partition: int) -> Lane:
         lane = self._lanes.get(partition)

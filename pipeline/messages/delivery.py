@@ -8,7 +8,7 @@ it, or by saying that its effect is durable elsewhere. Offsets are committed fro
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -64,6 +64,13 @@ class Chunk(Protocol):
     @property
     def abandoned(self) -> bool:
         """True once the partition was given away: whatever is still waiting is dropped, its new owner does it."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether results may be made now; False while Kafka has not taken what it was given before."""
+
+    def when_room(self, go_on: Callable[[], object]) -> None:
+        """Call `go_on` as soon as there is room for results: now, or when Kafka has taken some."""
 
     def publish(self, results: Sequence[Result]) -> None:
         """Publish one result for each of as many records; they are settled when Kafka has acknowledged them."""

@@ -9,7 +9,7 @@ from tests.benchmarks.project import SEGMENT, datafile, flag_keys, request
 
 PEOPLE = 2000
 """Different users where they are to be in the cache."""
-COLD_USERS = 150_000
+COLD_USERS = 300_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

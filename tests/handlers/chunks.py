@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,20 @@ class PublishingChunk(RecordingChunk):
 
     log: list[Result] = field(default_factory=list)
     publishes: int = 0
+    has_room: bool = True
+    held_back: list[Callable[[], object]] = field(default_factory=list)
+
+    def when_room(self, go_on: Callable[[], object]) -> None:
+        if self.has_room:
+            go_on()
+        else:
+            self.held_back.append(go_on)
+
+    def let_go_on(self) -> None:
+        """Kafka has taken some."""
+        held_back, self.held_back = self.held_back, []
+        for go_on in held_back:
+            go_on()
 
     def publish(self, results: Sequence[Result]) -> None:
         assert results, "an empty publish settles nothing"

@@ -215,6 +215,25 @@ async def test_the_revision_that_is_current_when_segments_arrive_decides() -> No
     assert _document(bench.log[0])["revision"] == "43"
 
 
+# Room for results
+
+
+@pytest.mark.asyncio
+async def test_segments_that_arrive_while_kafka_is_behind_are_answered_when_there_is_room_in_the_users_order() -> None:
+    bench = Bench()
+    chunk = bench.chunk(fetching("r1"), body("r2"), body("r3"))
+    chunk.has_room = False
+    await bench.segments.tell(0)
+    assert bench.answered == [], "a result was made that nobody can take"
+    bench.chunk(body("r4"))
+    chunk.let_go_on()
+    assert bench.answered == ["r1", "r2"], "one more after the first, which then looks for room again"
+    bench.chunk(body("r5"))
+    chunk.has_room = True
+    chunk.let_go_on()
+    assert bench.answered == ["r1", "r2", "r3", "r4", "r5"]
+
+
 # What is given away
 
 

@@ -16,7 +16,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from pipeline.kafka import client
 from pipeline.kafka.lease import Lease
-from pipeline.kafka.sink import Sink
+from pipeline.kafka.sink import UNSENT_BYTES, Sink
 from pipeline.messages.delivery import Result
 from pipeline.settings import KafkaSettings
 from tests.handlers.chunks import new_metrics, value
@@ -115,6 +115,59 @@ async def test_what_comes_while_a_batch_is_under_way_goes_into_the_next_one(benc
     assert bench.log == [("a", 1, 100), ("b", 2, 101), ("c", 2, 101), ("d", 2, 101)]
     assert lane.end == 107
     assert not lane.sending
+
+
+@pytest.mark.asyncio
+async def test_who_waits_for_room_goes_on_in_turn_when_kafka_has_taken_enough(bench: Bench) -> None:
+    one, other = bench.sink.lane(0), bench.sink.lane(1)
+    gone_on: list[str] = []
+    one.when_room(lambda: gone_on.append("at once"))
+    one.extend(results(1, size=UNSENT_BYTES), bench.receipt("a"))
+    await bench.handed_over(1)
+
+    def makes_more() -> None:
+        gone_on.append("first")
+        other.extend(results(1, size=UNSENT_BYTES), bench.receipt("b"))
+
+    other.when_room(makes_more)
+    one.when_room(lambda: gone_on.append("second"))
+    assert (gone_on, one.has_room, other.has_room) == (["at once"], False, False)
+    bench.producer.written(0, 100)
+    await bench.handed_over(2)
+    assert gone_on == ["at once", "first"], "what the first made has taken the room again"
+    bench.producer.written(1, 100)
+    await other.flush()
+    assert gone_on == ["at once", "first", "second"]
+    assert (bench.sink.octets, one.has_room) == (0, True)
+
+
+@pytest.mark.asyncio
+async def test_room_is_given_batch_by_batch(bench: Bench) -> None:
+    """Not only when a lane has nothing left to send, which under load it always has."""
+    lane = bench.sink.lane(0)
+    gone_on: list[str] = []
+    lane.extend(results(1, size=UNSENT_BYTES), bench.receipt("a"))
+    await bench.handed_over(1)
+    lane.extend(results(1), bench.receipt("b"))
+    lane.when_room(lambda: gone_on.append("after one batch"))
+    bench.producer.written(0, 100)
+    await bench.handed_over(2)
+    assert gone_on == ["after one batch"]
+    bench.producer.written(1, 101)
+    await lane.flush()
+
+
+@pytest.mark.asyncio
+async def test_what_is_discarded_leaves_its_room_to_others(bench: Bench) -> None:
+    lane = bench.sink.lane(0)
+    gone_on: list[str] = []
+    bench.lapse()
+    lane.extend(results(1, size=UNSENT_BYTES), bench.receipt("a"))
+    lane.when_room(lambda: gone_on.append("later"))
+    await asyncio.sleep(0)
+    lane.discard()
+    await lane.flush()
+    assert (bench.sink.octets, gone_on) == (0, ["later"])
 
 
 @pytest.mark.asyncio
