@@ -22,7 +22,7 @@ from pipeline.messages.delivery import Result
 from pipeline.metrics import Metrics
 
 _COUNT_SECONDS = 10.0
-UNSENT_BYTES = 8 * 1024**2
+UNSENT_BYTES = 6 * 1024**2
 """Most bytes of results that Kafka has not acknowledged (process, topic): more would only be older and in the way."""
 
 Fail = Callable[[str, BaseException], None]

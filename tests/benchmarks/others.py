@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
 from uuid import uuid4
@@ -26,6 +26,8 @@ from tests.benchmarks.rows import DECIDE, FLOOR, Stand
 _MOST_BYTES, _MOST_EVENTS = 3_500_000, 10_000
 _ODP_EVENTS, _ODP_BATCH = 300_000, 500
 _READY_SECONDS = 60.0
+_FILLS = 2
+"""How often the load is written while several workers read it, so that there is enough for all measured seconds."""
 _LATE_SECONDS = 0.05
 _WARM_SECONDS = 4.0
 """Of a steady stream that are not counted: in its first ones the broker compiles its code and users are asked for."""
@@ -139,7 +141,13 @@ def scaled(rig: Rig, workers: int, seconds: float) -> Document:
         results = stand.topic("results")
         group = f"bench-{uuid4().hex[:6]}"
         parts = [stand.worker(results, "decide", group=group) for _ in range(workers)]
-        (taken,) = [rig.measure_together(parts, seconds=seconds, fill=lambda: stand.fill())]
+        parts = [replace(part, total=_FILLS * part.total) for part in parts]
+
+        def fill() -> None:
+            for _ in range(_FILLS):
+                stand.fill()
+
+        taken = rig.measure_together(parts, seconds=seconds, fill=fill)
     return {"workers": workers, **_one(taken, "requests", 1)}
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -184,8 +185,12 @@ class Rig:
             for part, process in zip(parts, processes, strict=True):
                 port = part.environment["PIPELINE_OPS__PORT"]
                 until(functools.partial(_ready, port, process), timeout=_START_SECONDS, what="a worker")
-            fill()
-            return _watched([_Watch(parts[0], processes, seconds)], seconds)[0]
+            # Watched while it is filled: by the end of that the workers may have little left to do.
+            with ThreadPoolExecutor(1) as beside:
+                filling = beside.submit(fill)
+                taken = _watched([_Watch(parts[0], processes, seconds)], seconds)[0]
+                filling.result()
+            return taken
 
     def start(self, part: Part) -> Guarded:
         """Run a part on the measured core."""
