@@ -36,7 +36,9 @@ class Metrics:
         self.records_settled = counter("records_settled_total", "Records whose effect is durable.", "role", "topic")
         self.records_in_flight = gauge("records_in_flight", "Records taken and not yet settled.", "role")
         self.bytes_in_flight = gauge(
-            "bytes_in_flight", "Records taken and not yet settled: their bytes, and what handling them takes.", "role"
+            "bytes_in_flight",
+            "Records taken and not yet settled: their bytes, their results, and what handling them takes.",
+            "role",
         )
         self.lag_records = gauge(
             "lag_records",

@@ -110,7 +110,7 @@ class KafkaSettings(Section):
         0.5, description="How often offsets are committed, one request for all partitions."
     )
     chunk_records: Count = Field(
-        500, le=5000, description="Most records handled at once; bounds how long the loop is held."
+        500, le=5000, description="Most records handled at once; fewer where that would take over 10 ms."
     )
     window_records: Count = Field(10_000, description="Most records of a partition under way, role decide (process).")
     logx_window_records: Count = Field(
@@ -118,7 +118,7 @@ class KafkaSettings(Section):
     )
     held_bytes: ByteSize = Field(
         ByteSize(32 * 1024**2), gt=0,
-        description="Most memory under way: records, results, 1 KiB a record, 3 in role decide (role, process).",
+        description="Most memory under way: records, results, 1 KiB a record, 2 in role decide (role, process).",
     )  # fmt: skip
     max_record_bytes: ByteSize = Field(
         ByteSize(1024**2),

@@ -193,6 +193,8 @@ class DecideHandler:
 
     def _resume(self, user_id: str) -> None:
         waiting = self._waiting.pop(user_id)
+        if waiting.head[0].abandoned:
+            return  # the next owner's, with all that lined up behind
         later = deque() if waiting.later is None else waiting.later
         later.appendleft(waiting.head)
         self._go_on(user_id, later)
@@ -244,5 +246,5 @@ class DecideHandler:
         # Counting costs as much as a small decision: once for all of them.
         if self._decided:
             self._shared.decided.inc(self._decided)
-            self._shared.segments.count_hits()
             self._decided = 0
+        self._shared.segments.count_hits()

@@ -41,7 +41,7 @@ _RETRY_SECONDS = 0.5
 _FIRST_RECORDS = 20
 """How many are taken by the first poll, when it is not known yet how long one takes."""
 _HOLD_SECONDS = 0.01
-"""How long one poll's records should hold the loop. Deciding a hundred flags takes twenty times as long as one."""
+"""How long handling one poll's records should hold the loop. A hundred flags take twenty times as long as one."""
 # Asking a partition that does not exist brings nothing and costs nothing, but it is a poll: the member stays in its
 # group, and what was prefetched of the full partitions is kept (`pause` would throw it away).
 _NOWHERE = TopicPartition("", -1)
@@ -143,10 +143,10 @@ class GroupConsumer(ConsumerRebalanceListener):
         due = 0.0
         while not self._stopping:
             self._wake.clear()
+            self.polled_at = time.monotonic()
             ready = self._askable()
             # What is settled wakes this loop many times a second: not every time is there something to ask for.
-            if ready or time.monotonic() >= due:
-                self.polled_at = time.monotonic()
+            if ready or self.polled_at >= due:
                 due = self.polled_at + keepalive
                 await self._poll_once(ready or [_NOWHERE])
             if ready:
@@ -167,10 +167,13 @@ class GroupConsumer(ConsumerRebalanceListener):
             await asyncio.sleep(_RETRY_SECONDS)
 
     def _askable(self) -> list[TopicPartition]:
-        crowded = self._results is not None and not self._results.has_room
-        if crowded or self._lease.lapsed or self.octets >= self._settings.held_bytes:
+        if self._lease.lapsed or self.octets >= self._settings.held_bytes:
             return []
-        return [tp for tp, partition in self._partitions.items() if partition.open and not partition.full]
+        return [
+            tp
+            for tp, partition in self._partitions.items()
+            if partition.open and not partition.full and partition.has_room
+        ]
 
     async def _take(self, ready: list[TopicPartition]) -> None:
         lost: dict[TopicPartition, int] = {}

@@ -242,6 +242,11 @@ class Partition:
     # 3. Sent
 
     @property
+    def has_room(self) -> bool:
+        """Whether results may be made: not while Kafka has enough of them to take."""
+        return self._lane is None or self._lane.has_room
+
+    @property
     def lane(self) -> Lane:
         if self._lane is None:
             raise AssertionError(f"the role that reads {self.tp.topic} publishes nothing")

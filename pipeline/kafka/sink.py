@@ -23,7 +23,9 @@ from pipeline.metrics import Metrics
 
 _COUNT_SECONDS = 10.0
 UNSENT_BYTES = 6 * 1024**2
-"""Most bytes of results that Kafka has not acknowledged (process, topic): more would only be older and in the way."""
+"""Most bytes of results that Kafka has not acknowledged (process, topic), divided among the partitions: more would only
+be older and in the way."""
+_LEAST_SHARE = 512 * 1024
 
 Fail = Callable[[str, BaseException], None]
 
@@ -61,6 +63,8 @@ class Lane:
         self._batches: deque[_Batch] = deque()
         self._task: asyncio.Task[None] | None = None
         self._waits_for_lease = False
+        self._held_back: deque[Callable[[], object]] = deque()
+        self._turn_is_due = False
 
     @property
     def sending(self) -> bool:
@@ -69,10 +73,28 @@ class Lane:
 
     @property
     def has_room(self) -> bool:
-        return self._sink.has_room
+        """Whether more may be made for this partition. One that cannot be written holds its own share and no more."""
+        return self.octets < max(_LEAST_SHARE, UNSENT_BYTES // self._sink.lanes)
 
     def when_room(self, go_on: Callable[[], object]) -> None:
-        self._sink.when_room(go_on)
+        """Call `go_on` now, or, in the order they came, when Kafka has acknowledged enough."""
+        if self.has_room and not self._held_back:
+            go_on()
+        else:
+            self._held_back.append(go_on)
+
+    def _let_go_on(self) -> None:
+        # Each in a turn of the loop of its own: what one makes takes room, and what one raises is its own fault.
+        if self._held_back and not self._turn_is_due:
+            self._turn_is_due = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._turn_is_due = False
+        if self._held_back and self.has_room:
+            go_on = self._held_back.popleft()
+            self._let_go_on()
+            go_on()
 
     def extend(self, records: Sequence[Result], receipt: Receipt) -> None:
         """Append records to the open batch. `receipt` is told when they are written."""
@@ -115,7 +137,6 @@ class Lane:
             batch.count += count
             batch.octets += octets
             self.octets += octets
-            self._sink.octets += octets
             batch.receipts.append((receipt, count))
 
     async def _send(self) -> None:
@@ -129,10 +150,8 @@ class Lane:
             self._sink.fail(f"{self._sink.topic}-{self._partition} cannot be written", error)
         finally:
             self._task = None
-            left = sum(batch.octets for batch in self._batches)
-            self._sink.octets += left - self.octets
-            self.octets = left
-            self._sink.let_go_on()
+            self.octets = sum(batch.octets for batch in self._batches)
+            self._let_go_on()
 
     async def _leased(self) -> None:
         """What is written now must still be ours to write."""
@@ -165,11 +184,10 @@ class Lane:
         if offset >= 0:
             self.end = max(self.end, offset + batch.count)
         self.octets -= batch.octets
-        self._sink.octets -= batch.octets
         self._sink.written.inc(batch.count)
         for receipt, count in batch.receipts:
             receipt.acknowledged(count, low)
-        self._sink.let_go_on()
+        self._let_go_on()
 
 
 class Sink:
@@ -189,25 +207,12 @@ class Sink:
         self.written = metrics.records_produced.labels(topic)
         self.seconds = metrics.produce_seconds.labels(topic)
         self.retries = metrics.produce_retries.labels(topic)
-        self.octets = 0
-        """Bytes appended and not acknowledged, on all lanes."""
         self._lanes: dict[int, Lane] = {}
-        self._waiting: deque[Callable[[], object]] = deque()
 
     @property
-    def has_room(self) -> bool:
-        return self.octets < UNSENT_BYTES
-
-    def when_room(self, go_on: Callable[[], object]) -> None:
-        """Call `go_on` now, or, in the order they came, when Kafka has acknowledged enough."""
-        if self.has_room and not self._waiting:
-            go_on()
-        else:
-            self._waiting.append(go_on)
-
-    def let_go_on(self) -> None:
-        while self._waiting and self.has_room:
-            self._waiting.popleft()()
+    def lanes(self) -> int:
+        """How many there are; at least one where it is asked."""
+        return len(self._lanes)
 
     def lane(self, partition: int) -> Lane:
         lane = self._lanes.get(partition)

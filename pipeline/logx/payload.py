@@ -68,7 +68,7 @@ def impressions(value: bytes | None, *, max_events: int, max_bytes: int) -> tupl
     )
     try:
         snapshots = _snapshots(tracking.impressions, result.source, result.timestamp)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise refusal(value or b"") from None
     opening = _opening(result.user_id, tracking.attributes)
     visitor = b"".join((opening, _SNAPSHOTS, ",".join(snapshots).encode(), b"]}"))

@@ -234,6 +234,19 @@ async def test_segments_that_arrive_while_kafka_is_behind_are_answered_when_ther
     assert bench.answered == ["r1", "r2", "r3", "r4", "r5"]
 
 
+@pytest.mark.asyncio
+async def test_what_waits_for_room_is_left_to_the_next_owner_when_its_partition_is_given_away() -> None:
+    bench = Bench()
+    chunk = bench.chunk(fetching("r1"), body("r2"), body("r3"))
+    chunk.has_room = False
+    await bench.segments.tell(0)
+    chunk.let_go_on()
+    assert bench.outcome("decided") == 2
+    chunk.abandoned = chunk.has_room = True
+    chunk.let_go_on()
+    assert bench.outcome("decided") == 2, "decided, and counted, what the next owner decides"
+
+
 # What is given away
 
 

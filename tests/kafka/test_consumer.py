@@ -111,7 +111,7 @@ async def test_no_more_is_taken_while_results_wait_for_kafka_and_each_answer_of_
             self.first.append((chunk, results[0]))
             if results[1:]:
                 chunk.publish(results[1:])
-            self.most = max(self.most, sum(partition.result_octets for partition in one.consumer.partitions))
+            self.most = max(self.most, *(partition.result_octets for partition in one.consumer.partitions))
 
     own = await topics()
     await produce(kafka, own.decide_requests, numbered(400))
@@ -124,7 +124,7 @@ async def test_no_more_is_taken_while_results_wait_for_kafka_and_each_answer_of_
         for chunk, result in large.first:
             chunk.publish([result])
         await read(kafka, own.decide_results, 4, count=400)
-    assert UNSENT_BYTES <= large.most < UNSENT_BYTES + 10 * 100_000
+    assert UNSENT_BYTES // 4 <= large.most < UNSENT_BYTES // 4 + 10 * 100_000
 
 
 @pytest.mark.asyncio

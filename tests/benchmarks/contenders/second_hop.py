@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import orjson
 
+from pipeline.kafka.records import lighten_consumers
 from tests.benchmarks.contenders.job import POLL_RECORDS, Commits, Job, consumer, ends, run
 
 _MAX_BYTES = 3_500_000
@@ -92,4 +93,6 @@ async def _post(session: aiohttp.ClientSession, sink: str, visitors: list[bytes]
 
 
 if __name__ == "__main__":
+    # A floor has what the worker has: of the record too, which costs the client's own most of a microsecond.
+    lighten_consumers()
     run(second_hop)
