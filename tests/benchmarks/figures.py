@@ -34,6 +34,8 @@ class Figure:
     """Most memory of any of its processes in any round, 10^6 bytes."""
     waited: bool
     """Its core was idle for more than 15 % of the time: the rate is the broker's or a service's, not its own."""
+    errors: int = 0
+    """Requests answered with an error, in all rounds: a figure with many of them says nothing."""
 
 
 def figure(rounds: Sequence[Sequence[Taken]]) -> Figure:
@@ -44,6 +46,7 @@ def figure(rounds: Sequence[Sequence[Taken]]) -> Figure:
         rate=median(min(part.rate for part in parts) for parts in rounds),
         peak_mb=max(part.peak_bytes for parts in rounds for part in parts) / 1e6,
         waited=median(sum(part.busy for part in parts) for parts in rounds) < 0.85,
+        errors=sum(part.errors for parts in rounds for part in parts),
     )  # fmt: skip
 
 
@@ -57,11 +60,14 @@ class Row:
     def ratios(self) -> dict[str, float]:
         """`load: one / other` -> how many times the processor time."""
         found = self.figures
-        return {
+        ratios = {
             f"{self.title}: {one} / {other}": found[one].us / found[other].us
             for one, other in _RATIOS
             if one in found and other in found
         }
+        if DECIDE in found and FLOOR in found:
+            ratios[f"{self.title}: memory of {DECIDE} / {FLOOR}"] = found[DECIDE].peak_mb / found[FLOOR].peak_mb
+        return ratios
 
 
 def as_document(
@@ -115,7 +121,8 @@ def _cells(row: Row, names: Sequence[str], ours: str) -> list[str]:
     floor, _, naive = (row.figures.get(name) for name in names)
     cells.append(f"{mine.us / floor.us:.2f}" if floor else "")
     cells.append(f"{naive.us / mine.us:.1f}" if naive else "")
-    cells.append(f"{mine.rate:,.0f}" + (" (it waited)" if mine.waited else ""))
+    marks = [" (it waited)"] * mine.waited + [f" ({mine.errors:,} errors)"] * bool(mine.errors)
+    cells.append(f"{mine.rate:,.0f}" + "".join(marks))
     cells.append(f"{mine.peak_mb:.0f}")
     return cells
 

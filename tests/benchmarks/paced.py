@@ -35,6 +35,8 @@ class Latencies:
     count: int
     late: float
     """Seconds the generator was behind at worst."""
+    errors: int
+    """Results that are an error."""
 
 
 def send(bootstrap_servers: str, topic: str, *, rate: int, seconds: float, cold: bool) -> float:
@@ -76,18 +78,21 @@ def latencies(
         reader.assign([TopicPartition(topic, number, 0) for number in partitions])
         left, deadline = sum(ends.values()), time.monotonic() + _READ_SECONDS
         pairs: list[tuple[int, int]] = []
+        errors = 0
         while left > 0:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{left} results could not be read")
             for message in reader.consume(5000, timeout=1):
                 left -= 1
-                asked = orjson.loads(message.value() or b"")["timestamp"]
+                result = orjson.loads(message.value() or b"")
+                asked = result["timestamp"]
+                errors += "error" in result
                 pairs.append((asked, message.timestamp()[1] - asked))
     finally:
         reader.close()
     first = max(asked for asked, _ in pairs) - seconds * 1000
     taken = sorted(took for asked, took in pairs if asked >= first)
-    return Latencies(taken[len(taken) // 2], taken[len(taken) * 99 // 100], len(taken), late)
+    return Latencies(taken[len(taken) // 2], taken[len(taken) * 99 // 100], len(taken), late, errors)
 
 
 def main() -> None:

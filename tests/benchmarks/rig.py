@@ -52,6 +52,8 @@ class Part:
     """What it has finished so far, in units of the row (requests, impressions, events)."""
     total: int
     """What it can finish."""
+    errors: Callable[[], int] = lambda: 0
+    """How many requests it has answered with an error so far: such answers are cheap and would flatter it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ class Taken:
     busy: float
     """Share of the wall clock it was on its core; below 0.85 it waited for somebody else."""
     peak_bytes: int
+    errors: int = 0
+    """Requests answered with an error, from the start on."""
 
     @property
     def waited(self) -> bool:
@@ -274,7 +278,8 @@ class _Watch:
                     f"measure, fill in more than {self.part.total}"
                 )
             spent, wall = cpu - before, now - begun
-            self.taken = Taken(spent / (count - had) * 1e6, (count - had) / wall, spent / wall, peak)
+            errors = self.part.errors()
+            self.taken = Taken(spent / (count - had) * 1e6, (count - had) / wall, spent / wall, peak, errors)
         return self.taken is not None
 
     def late(self) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Self
 from uuid import uuid4
@@ -131,6 +133,7 @@ class Stand:
         return Part(
             name=role, command=[sys.executable, "-m", "pipeline", "run", "--roles", role], environment=environment,
             finished=self.impressions() if role == "logx" else self.results(results), total=self.load.requests,
+            errors=partial(_errors, own["OPS__PORT"]),
         )  # fmt: skip
 
     def results(self, topic: str) -> Callable[[], int]:
@@ -163,6 +166,13 @@ class Stand:
 
 
 _NOTHING: Mapping[str, str] = {}
+_ERRORS = 'decision_pipeline_decide_requests_total{outcome="error"} '
+
+
+def _errors(port: str) -> int:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(int(float(line.removeprefix(_ERRORS))) for line in lines if line.startswith(_ERRORS))
 
 
 def _result(load: Load, document: bytes) -> bytes:

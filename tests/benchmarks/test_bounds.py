@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
 
 from tests.benchmarks import bounds, micro
 from tests.benchmarks.figures import Row, figure
@@ -35,7 +40,26 @@ def test_every_bound_is_on_a_ratio_that_a_quick_run_gives() -> None:
     given |= {f"{case.name}: {case.says} / ours" for case in micro.cases(micro.QUICK)}
     named = json.loads(bounds.FILE.read_text("utf-8"))["bounds"]
     assert set(named) - given == set()
-    assert all(set(bound) in ({"at_most"}, {"at_least"}) for bound in named.values())
+    assert all(set(bound) - {"target"} in ({"at_most"}, {"at_least"}) for bound in named.values())
+
+
+def test_a_target_that_is_not_reached_is_said_and_breaks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "bounds.json"
+    file.write_text('{"slack": 0.1, "bounds": {"a / b": {"at_least": 6.0, "target": 8.0}, "c / d": {"at_most": 2.0}}}')
+    monkeypatch.setattr(bounds, "FILE", file)
+    console = Console(file=StringIO(), width=120)
+    assert bounds.report({"a / b": 6.1, "c / d": 1.0}, console) == 0
+    assert isinstance(console.file, StringIO)
+    assert console.file.getvalue().splitlines() == [
+        "target not reached yet: a / b: 6.10, at least 8 (less 0%)", "all 2 bounds hold",
+    ]  # fmt: skip
+
+
+def test_answers_that_are_errors_are_counted_over_all_rounds() -> None:
+    one, other = (Taken(us=1.0, rate=1.0, busy=1.0, peak_bytes=1, errors=errors) for errors in (3, 4))
+    assert figure([[one], [other]]).errors == 7
 
 
 def test_parts_are_added_up_and_rounds_are_not() -> None:
