@@ -89,6 +89,7 @@ async def test_an_unsettled_record_is_never_committed_and_fills_the_window(kafka
     holds = Holds()
     async with member(settings, own, lambda _: holds, partitions=1, window=500) as one:
         await read(kafka, own.decide_results, 1, count=499)
+        # The window, and less than one poll of 100 more: polls are small at first and do not divide it evenly.
         assert 500 <= holds.taken < 600
         offsets = await committed(one.admin, f"{settings.group_id}.decide", own, 1)
         assert offsets[0] == OffsetAndMetadata(0, "floor=0 unclean=1")
