@@ -39,7 +39,7 @@ from pipeline.transport import Transport
 log = structlog.get_logger("pipeline.worker")
 
 # Of a request whose user waits: the objects it is made of, and the question for the segments.
-_DECIDE_WEIGHT = 2 * 1024
+_DECIDE_WEIGHT = 3 * 1024
 # Long-lived objects are many (compiled datafiles, caches) and never garbage: the collector need not walk them.
 _GC_THRESHOLD = 50_000
 

@@ -25,7 +25,7 @@ _COUNT_SECONDS = 10.0
 UNSENT_BYTES = 6 * 1024**2
 """Most bytes of results that Kafka has not acknowledged (process, topic), divided among the partitions: more would only
 be older and in the way."""
-_LEAST_SHARE = 512 * 1024
+_LEAST_SHARE = 384 * 1024
 
 Fail = Callable[[str, BaseException], None]
 
