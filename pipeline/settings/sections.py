@@ -1,20 +1,16 @@
-"""Settings: from the environment (`PIPELINE_<SECTION>__<NAME>`) and an optional YAML file, the environment first.
+"""The sections of the settings, each a frozen model that one component gets and no other.
 
-Every section is a frozen model that one component gets and no other. A name that nothing reads is an error, and all
-mistakes are reported at once. The description of a field is its documentation: README's table is made from it.
-Durations are seconds; sizes are bytes, or text such as `64MiB`; limits say whose they are: process, account or record.
+The description of a field is its documentation: README's table is made from it. Durations are seconds; sizes are
+bytes, or text such as `64MiB`; limits say whose they are: process, account or record.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import orjson
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -22,21 +18,17 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
-    ValidationError,
     model_validator,
 )
 
-from pipeline.errors import ConfigurationError
 from pipeline.messages.decide import DECIDE_OPTIONS
 
 PREFIX = "PIPELINE_"
-CONFIG_FILE = "PIPELINE_CONFIG_FILE"
 Role = Literal["decide", "logx", "odp_events"]
 ROLES: tuple[Role, ...] = ("decide", "logx", "odp_events")
 
 SDK_KEY_PATTERN = r"^[A-Za-z0-9+/=_-]{1,128}$"
 SERVERS = r"^(\[[^\]]+\]|[^,:\s]+):\d{1,5}(,(\[[^\]]+\]|[^,:\s]+):\d{1,5})*$"
-_LOOKS = {SERVERS: "must be host:port, or several separated by commas"}
 # For the last commit of a hand-over, after the drain.
 _HANDOVER_MARGIN = 15.0
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -118,7 +110,7 @@ class KafkaSettings(Section):
     )
     held_bytes: ByteSize = Field(
         ByteSize(32 * 1024**2), gt=0,
-        description="Most memory under way: records, results, 1 KiB a record, 2 in role decide (role, process).",
+        description="Most memory under way: records, results, 1 KiB a record, 3 in role decide (role, process).",
     )  # fmt: skip
     max_record_bytes: ByteSize = Field(
         ByteSize(1024**2),
@@ -224,7 +216,9 @@ class OdpSettings(Section):
     max_in_flight: Count = Field(16, description="Most GraphQL requests under way at once (account, in each process).")
     max_linger: float = Field(0.025, ge=0, description="How long a user may wait for others to share its query.")
     max_waiting_users: Count = Field(
-        50_000, description="Most users waiting for their segments; further ones are answered with an error (process)."
+        50_000,
+        description="Most users waiting for their segments; further ones are answered with an error (process). "
+        "About 9,000 wait at most with the default of held_bytes, which stops reading first.",
     )
     cache_size: int = Field(10_000, ge=0, description="Users whose segments are remembered (process); 0 disables it.")
     cache_timeout: float = Field(600, ge=0, description="How long segments are remembered; 0: for ever.")
@@ -299,98 +293,6 @@ class Settings(Section):
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, text in environ.items():
-        if not name.startswith(PREFIX) or name == CONFIG_FILE:
-            continue
-        path = name.removeprefix(PREFIX).lower().split("__")
-        inner = values
-        for part in path[:-1]:
-            inner = inner.setdefault(part, {})
-            if not isinstance(inner, dict):
-                raise ConfigurationError([f"{name}: set together with a name that it is part of"])
-        inner[path[-1]] = text
-    return values
-
-
-def _from_file(path: Path) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigurationError([f"{path}: cannot be read: {error.strerror}"]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError([f"{path}: not YAML: {error}"]) from error
-    if document is None:
-        return {}
-    if not isinstance(document, dict):
-        raise ConfigurationError([f"{path}: must be a mapping of sections"])
-    return document
-
-
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for name, value in above.items():
-        old = merged.get(name)
-        merged[name] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _mistakes(error: ValidationError) -> list[str]:
-    found = []
-    for item in error.errors(include_url=False, include_input=False):
-        path = [str(part) for part in item["loc"]]
-        name = PREFIX + "__".join(path[:2]).upper()
-        text = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "string_pattern_mismatch":
-            text = _LOOKS.get(item["ctx"]["pattern"], text)
-        if item["type"] == "extra_forbidden":
-            text = "no such setting (see `pipeline check-config`)"
-        # What does not fit together across sections names its settings itself.
-        found += [f"{name}: {text}"] if path else text.splitlines()
-    return found
-
-
-def load_settings(environ: Mapping[str, str] | None = None, file: Path | None = None) -> Settings:
-    """Settings from `file` (or the file named by PIPELINE_CONFIG_FILE) under the environment.
-
-    Raises ConfigurationError with every mistake found.
-    """
-    environ = os.environ if environ is None else environ
-    if file is None and environ.get(CONFIG_FILE):
-        file = Path(environ[CONFIG_FILE])
-    values = _merged(_from_file(file) if file else {}, _from_environment(environ))
-    mistakes: list[str] = []
-    while True:
-        try:
-            settings = Settings.model_validate(values)
-        except ValidationError as error:
-            mistakes += [mistake for mistake in _mistakes(error) if mistake not in mistakes]
-            # What does not fit together is only looked for among good values: it is asked for again without the bad.
-            if not _without_mistaken(values, error):
-                raise ConfigurationError(mistakes) from error
-        else:
-            break
-    if mistakes:
-        raise ConfigurationError(mistakes)
-    return settings
-
-
-def _without_mistaken(values: dict[str, Any], error: ValidationError) -> bool:
-    """Take the values found bad out of `values`; False if there is none left to take out."""
-    taken = False
-    for item in error.errors(include_url=False, include_input=False):
-        inner: Any = values
-        *sections, name = [str(part) for part in item["loc"][:2]] or [""]
-        for section in sections:
-            inner = inner.get(section) if isinstance(inner, dict) else None
-        # A section whose values do not fit together is named as a whole: it goes last, as a whole.
-        if isinstance(inner, dict) and name in inner:
-            del inner[name]
-            taken = True
-    return taken
 
 
 def masked(sdk_key: str) -> str:
