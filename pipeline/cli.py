@@ -86,11 +86,23 @@ def decide(
     segments: Annotated[
         Path | None, typer.Option(help="JSON object: user id -> list of the user's segments.", show_default=False)
     ] = None,
+    profiles: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep sticky profiles, beginning with these: user id -> experiment id -> object with variation_id.",
+            show_default=False,
+        ),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(help="What CMAB predicts: JSON object, user id -> rule id -> variation id.", show_default=False),
+    ] = None,
 ) -> None:
     """Decide requests read as JSON lines from standard input, one result line for each, in order; no network."""
-    from pipeline.offline import decide_lines
+    from pipeline.offline import People, decide_lines
 
-    for line in decide_lines(sys.stdin.buffer, _read(datafile), _read(segments) if segments else b"{}"):
+    people = People(*(None if path is None else _read(path) for path in (segments, profiles, predictions)))
+    for line in decide_lines(sys.stdin.buffer, _read(datafile), people):
         sys.stdout.buffer.write(line + b"\n")
         sys.stdout.buffer.flush()
 

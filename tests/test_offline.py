@@ -7,14 +7,14 @@ from typing import Any
 import orjson
 import pytest
 
-from pipeline.offline import decide_lines
+from pipeline.offline import People, decide_lines
 from pipeline.sandbox.project_data import PRODUCTION, datafile
 
 
 def decided(request: dict[str, Any], **datafile_fields: Any) -> dict[str, Any]:
     project = datafile(PRODUCTION, "https://odp.example") | datafile_fields
     (line,) = decide_lines(
-        [orjson.dumps({"userId": "ada", "keys": ["dark_mode"]} | request)], orjson.dumps(project), b"{}"
+        [orjson.dumps({"userId": "ada", "keys": ["dark_mode"]} | request)], orjson.dumps(project), People()
     )
     result: dict[str, Any] = orjson.loads(line)
     return result

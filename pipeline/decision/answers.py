@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import orjson
 
 from pipeline.decision.decider import decide
-from pipeline.decision.visitor import Facts, Visitor, visitor_of
+from pipeline.decision.visitor import Facts, Visitor, Wanted, visitor_of
 from pipeline.messages.decide import DecideRequest
 from pipeline.project import ProjectConfig
 from pipeline.project.outcomes import HOLDOUT, Outcome, unknown_flag
@@ -23,28 +24,43 @@ _NO_VARIABLES = "EXCLUDE_VARIABLES"
 _REASONS = "INCLUDE_REASONS"
 
 
-def answer(project: ProjectConfig, request: DecideRequest, facts: Facts, *, source: str, timestamp: int) -> bytes:
-    """The value of a decide result.
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """What a request comes to, as far as the facts reach.
+
+    `value` is that of the decide result, `learned` what the user's sticky profile is to keep from now on (experiment id
+    to variation id), to be saved before the result is sent. With `wanted` there is no answer yet: fetch these
+    predictions, and decide again with them among the facts.
+    """
+
+    value: bytes
+    learned: Mapping[str, str] | None = None
+    wanted: Mapping[str, Wanted] | None = None
+
+
+def answer(project: ProjectConfig, request: DecideRequest, facts: Facts, *, source: str, timestamp: int) -> Answer:
+    """Decide a request.
 
     `source` is the identity of the request's record, `timestamp` its time in milliseconds. One key is decided as the
     SDK's `decide`, several as `decide_for_keys`, none as `decide_all`. Raises nothing, whatever the attributes hold.
     """
     if request.error is not None:
-        return failure(request, request.error, source=source, timestamp=timestamp, revision=project.revision)
+        return Answer(failure(request, request.error, source=source, timestamp=timestamp, revision=project.revision))
     try:
         attributes = orjson.dumps(request.attributes)
     except TypeError:
         attributes = _in_part(request.attributes)
     context = b'{"userId":' + orjson.dumps(request.user_id) + b',"attributes":' + attributes + b"}"
-    visitor = visitor_of(request.user_id, request.attributes, facts.segments, request.forced)
+    visitor = visitor_of(request, facts)
     pieces = [_opening(request, source, timestamp), project.written.decisions]
     impressions = _decide_all(project, request, visitor, context, pieces)
+    if visitor.wanted:
+        return Answer(b"", None, visitor.wanted)
     if impressions:
         tracked = project.attributes.written(request.attributes, attributes)
         pieces += (project.written.tracking, tracked, b'],"impressions":[', b",".join(impressions), b"]}}")
     else:
         pieces.append(b"]}")
-    return b"".join(pieces)
+    return Answer(b"".join(pieces), visitor.learned)
 
 
 def failure(request: DecideRequest, message: str, *, source: str, timestamp: int, revision: str | None) -> bytes:

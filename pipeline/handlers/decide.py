@@ -214,7 +214,7 @@ class DecideHandler:
             request.options |= shared.options
         lies_at = source_of(record)
         source, timestamp = identity_of(record, lies_at)
-        value = answer(project, request, facts, source=source, timestamp=timestamp)
+        value = answer(project, request, facts, source=source, timestamp=timestamp).value
         if len(value) > shared.max_result_bytes:
             shared.rejected.inc()
             chunk.reject(record, Rejected("result_too_large", f"its result has {len(value)} bytes"))

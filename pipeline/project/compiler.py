@@ -7,7 +7,7 @@ experiments share one it finds the other's. Called by `compile_datafile` only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from pipeline.project.allocation import Pick, compile_allocation, nobody
@@ -24,8 +24,12 @@ _WHOLE_TRAFFIC = 10_000
 class Compiler:
     """What the flags of a datafile refer to. Add everything, groups last, then take the flags."""
 
-    def __init__(self, audiences: dict[str, Audience], *, send_flag_decisions: bool) -> None:
+    def __init__(
+        self, audiences: dict[str, Audience], attribute_keys: Mapping[str, str], *, send_flag_decisions: bool
+    ) -> None:
+        """`attribute_keys`: by id."""
         self._audiences = audiences
+        self._attribute_keys = attribute_keys
         self._send_flag_decisions = send_flag_decisions
         self._drafts: dict[str, Draft] = {}
         self._rollouts: dict[str, list[str]] = {}
@@ -136,13 +140,26 @@ class Compiler:
         written = _written(origin, draft, outcomes)
         # The Agent does not look at the status, the SDK insists on it: none at all hinders nobody.
         running = draft.status in (RUNNING, "")
-        holdouts, whitelist, cmab = self._local(draft, outcomes), _whitelist(draft, written), _cmab(draft, outcomes)
+        holdouts, whitelist, cmab = (
+            self._local(draft, outcomes),
+            _whitelist(draft, written),
+            self._cmab(draft, outcomes),
+        )
         return Experiment(
             id=draft.id, key=draft.key, audience=audience, conditions=conditions, pick=_pick(draft, written),
             origin=origin, running=running, targeted_delivery=draft.kind == "td", holdouts=holdouts,
             whitelist=MappingProxyType(whitelist), group=draft.group, cmab=cmab,
+            outcomes=MappingProxyType(written),
             plain=running and not holdouts and not whitelist and draft.group is None and cmab is None,
         )  # fmt: skip
+
+    def _cmab(self, draft: Draft, outcomes: Outcomes) -> Cmab | None:
+        if draft.cmab_traffic is None:
+            return None
+        failure = outcomes.failure(f"Failed to fetch CMAB data for experiment {draft.key}.")
+        keys = {attribute_id: self._attribute_keys.get(attribute_id) for attribute_id in draft.cmab_attributes}
+        known = tuple((attribute_id, key) for attribute_id, key in keys.items() if key is not None)
+        return Cmab(compile_allocation(draft.id, [(draft.cmab_traffic, True)]), failure, known)
 
     def _compiled(self, draft: Draft) -> tuple[Test | None, Node | None]:
         if draft.compiled is None:
@@ -164,10 +181,3 @@ def _pick(draft: Draft, written: dict[str, Outcome]) -> Pick[Outcome]:
 def _whitelist(draft: Draft, written: dict[str, Outcome]) -> dict[str, Outcome | str]:
     by_key: dict[str, Outcome] = {outcome.variation_key: outcome for outcome in written.values()}
     return {user_id: by_key.get(key, key) for user_id, key in draft.whitelist.items()}
-
-
-def _cmab(draft: Draft, outcomes: Outcomes) -> Cmab | None:
-    if draft.cmab_traffic is None:
-        return None
-    failure = outcomes.failure(f"Failed to fetch CMAB data for experiment {draft.key}.")
-    return Cmab(compile_allocation(draft.id, [(draft.cmab_traffic, True)]), failure)

@@ -39,12 +39,12 @@ def compile_datafile(raw: bytes) -> ProjectConfig:
 def _compile(document: Entry, revision: str) -> ProjectConfig:
     segments: list[str] = []
     send_flag_decisions = bool(document.boolean("sendFlagDecisions"))
-    compiler = Compiler(_audiences(document, segments), send_flag_decisions=send_flag_decisions)
+    attributes = [(entry.required("id"), entry.required("key")) for entry in document.entries("attributes")]
+    compiler = Compiler(_audiences(document, segments), dict(attributes), send_flag_decisions=send_flag_decisions)
     compiler.add_experiments(document.entries("experiments"))
     compiler.add_rollouts(document.entries("rollouts"))
     compiler.add_groups(document.entries("groups"))
     compiler.add_holdouts(document.entries("holdouts"), document.entries("localHoldouts"))
-    attribute_ids = {entry.required("key"): entry.required("id") for entry in document.entries("attributes")}
     bot_filtering = document.boolean("botFiltering")
     return ProjectConfig(
         written=_written(document, revision),
@@ -60,7 +60,7 @@ def _compile(document: Entry, revision: str) -> ProjectConfig:
         flags=MappingProxyType(compiler.flags(document.entries("featureFlags"))),
         odp=_odp(document, segments),
         events=MappingProxyType({entry.required("key"): entry.required("id") for entry in document.entries("events")}),
-        attributes=EventAttributes(attribute_ids, bot_filtering),
+        attributes=EventAttributes({key: entity_id for entity_id, key in attributes}, bot_filtering),
     )
 
 

@@ -31,6 +31,8 @@ class Draft:
     ranges: list[tuple[int, str]]
     whitelist: dict[str, str]
     cmab_traffic: int | None
+    cmab_attributes: list[str]
+    """Ids of the attributes that a prediction depends on."""
     excludes_targeted_deliveries: bool
     included_rules: list[str]
     where: str
@@ -55,6 +57,7 @@ def read_draft(entry: Entry) -> Draft:
         ranges=read_ranges(entry),
         whitelist={user: forced.text(user) for user in forced.fields} if forced else {},
         cmab_traffic=(cmab.number("trafficAllocation") or 0) if cmab and cmab.fields else None,
+        cmab_attributes=cmab.texts("attributeIds") if cmab else [],
         excludes_targeted_deliveries=bool(entry.boolean("excludeTargetedDeliveries")),
         included_rules=entry.texts("includedRules"),
         where=entry.where,

@@ -53,10 +53,12 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Cmab:
-    """An experiment whose variation a prediction chooses. `pick` gives True for users in its traffic."""
+    """A contextual bandit: a prediction chooses the variation. `pick` gives True for users in its traffic."""
 
     pick: Pick[bool]
     failure: Outcome
+    attributes: tuple[tuple[str, str], ...]
+    """Id and key of each attribute that the prediction depends on, as far as the datafile has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ class Experiment(Rule):
     """User id to the outcome it is given, or to the key of a variation that the datafile does not have."""
     group: Group | None
     cmab: Cmab | None
+    outcomes: Mapping[str, Outcome]
+    """By variation id: what a sticky profile or a prediction names."""
     plain: bool
     """Running, and nothing but an audience and traffic: without holdouts, whitelist, group and prediction."""
 

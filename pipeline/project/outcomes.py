@@ -7,7 +7,7 @@ for the few pairs of rule and variation that only a forced decision brings toget
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import orjson
@@ -53,12 +53,17 @@ class Outcome:
     failed: bool
     """Whether this is an error: it has its reasons only, survives ENABLED_FLAGS_ONLY, and nothing is due for it."""
     variation_key: str
+    variation_id: str
     opening: bytes
     variables: Values
     sent: bytes
     unsent: bytes
     plain: bytes
     impression: bytes
+
+    def predicted(self, uuid: str) -> Outcome:
+        """The same, its impression carrying the id of the prediction that chose it."""
+        return replace(self, impression=self.impression.removesuffix(b"null}") + orjson.dumps(uuid) + b"}")
 
 
 class Outcomes:
@@ -85,7 +90,7 @@ class Outcomes:
         closing = _closing(Origin(""), None, dispatched=False)
         opening = _opening(self._flag_key, Origin(""), None)
         return Outcome(
-            kind="", rule_key="", enabled=False, tracked=False, failed=True, variation_key="",
+            kind="", rule_key="", enabled=False, tracked=False, failed=True, variation_key="", variation_id="",
             opening=opening, variables=values, sent=closing, unsent=closing,
             plain=_plain(values, closing), impression=b"",
         )  # fmt: skip
@@ -108,6 +113,7 @@ class Outcomes:
             tracked=tracked,
             failed=False,
             variation_key=variation.key if variation else "",
+            variation_id=variation.id if variation else "",
             opening=_opening(self._flag_key, origin, variation),
             variables=values,
             sent=sent,

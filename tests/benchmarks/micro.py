@@ -204,7 +204,7 @@ def _deciding(
 
     def ours() -> list[bytes]:
         return [
-            answer(project, each, Facts(known), source=f"decide.requests-3-{at}", timestamp=_TIMESTAMP + at)
+            answer(project, each, Facts(known), source=f"decide.requests-3-{at}", timestamp=_TIMESTAMP + at).value
             for at, each in enumerate(next(following))
         ]
 
@@ -224,7 +224,7 @@ def _deciding_alone(name: str, raw: bytes, windows: Sequence[list[DecideRequest]
     def ours() -> list[list[Outcome]]:
         decided = []
         for each in next(following):
-            visitor = visitor_of(each.user_id, each.attributes, Facts(known).segments, each.forced)
+            visitor = visitor_of(each, Facts(known))
             decided.append([decide(flag, visitor) for flag in flags])
         return decided
 

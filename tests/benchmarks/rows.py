@@ -180,7 +180,7 @@ def _result(load: Load, document: bytes) -> bytes:
     _, value = next(load.values())
     request = parse_decide_request(value, max_bytes=1024**2)
     facts = Facts(segments=frozenset({SEGMENT}))
-    rendered = answer(compile_datafile(document), request, facts, source="decide.requests-3-100000", timestamp=1)
+    rendered = answer(compile_datafile(document), request, facts, source="decide.requests-3-100000", timestamp=1).value
     assert json.loads(rendered)["tracking"]["impressions"], "this load would owe no impression"
     return rendered
 

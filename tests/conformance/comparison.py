@@ -6,17 +6,18 @@ import json
 import random
 from collections.abc import Iterator
 
-from pipeline.decision import Facts, answer
+from pipeline.decision import Facts
 from pipeline.project import ProjectConfig, compile_datafile
 from tests.conformance.generator import Case, Generator, Json, user_ids
 from tests.conformance.oracle import Oracle
+from tests.decision.deciding import settled
 
 _COMPARED = ("variationKey", "enabled", "ruleKey", "flagKey", "experimentId", "variationId", "decisionEventDispatched")
 CASES_PER_PROJECT = 30
 
 
 def differences(project: ProjectConfig, oracle: Oracle, case: Case) -> list[str]:
-    ours = json.loads(answer(project, case.request, Facts(case.segments), source="t-0-1", timestamp=1))
+    ours = json.loads(settled(project, case.request, Facts(case.segments)).value)
     decisions, impressions, attributes = oracle.answer(case)
     return [
         *_decisions(case, ours["decisions"], decisions),

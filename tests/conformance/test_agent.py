@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.decision import Facts, answer
+from pipeline.decision import Facts
 from pipeline.messages.decide import parse_decide_request
 from pipeline.project import ProjectConfig, compile_datafile
+from tests.decision.deciding import settled
 
 Json = dict[str, Any]
 _DATA = Path(__file__).parents[1] / "data" / "agent"
@@ -72,7 +73,7 @@ def _decide(recorded: Json, flag_key: str) -> tuple[Json, list[Json], list[Json]
     assert request.error is None
     segments = frozenset(recorded["segments"]) if "segments" in recorded else None
     project = project_for(recorded["datafile"], flag_key)
-    result = json.loads(answer(project, request, Facts(segments), source="t-0-1", timestamp=1))
+    result = json.loads(settled(project, request, Facts(segments)).value)
     tracking = result.get("tracking", {})
     return result["decisions"][0], tracking.get("impressions", []), tracking.get("attributes", [])
 

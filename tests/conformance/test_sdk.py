@@ -16,12 +16,13 @@ from optimizely.helpers.condition import CustomAttributeConditionEvaluator
 from optimizely.logger import NoOpLogger
 from optimizely.optimizely_user_context import OptimizelyUserContext
 
-from pipeline.decision import Facts, answer
+from pipeline.decision import Facts
 from pipeline.messages.contracts import DECIDE_RESULT
 from pipeline.project import compile_datafile
 from pipeline.project.semver import order
 from tests.conformance.comparison import compare
 from tests.conformance.generator import Generator, user_ids
+from tests.decision.deciding import settled
 
 
 @pytest.mark.parametrize("seed", range(1, 7))
@@ -57,5 +58,5 @@ def test_answers_keep_their_contract() -> None:
         project = compile_datafile(json.dumps(document).encode())
         for _ in range(10):
             case = generator.case(document, users)
-            result = json.loads(answer(project, case.request, Facts(case.segments), source="t-0-1", timestamp=1))
+            result = json.loads(settled(project, case.request, Facts(case.segments)).value)
             assert DECIDE_RESULT.is_valid(result), DECIDE_RESULT.first_fault(result)

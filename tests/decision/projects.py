@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipeline.decision import Facts, answer
+from pipeline.decision import Facts
 from pipeline.messages.decide import DecideRequest, ForcedDecision
 from pipeline.project import ProjectConfig, compile_datafile
+from tests.decision.deciding import settled
 
 Json = dict[str, Any]
 
@@ -78,7 +79,8 @@ def request(
 
 
 def answered(config: ProjectConfig, asked: DecideRequest, segments: frozenset[str] | None = None) -> Json:
-    result: Json = json.loads(answer(config, asked, Facts(segments), source="topic-0-5", timestamp=1700))
+    found = settled(config, asked, Facts(segments), source="topic-0-5", timestamp=1700)
+    result: Json = json.loads(found.value)
     return result
 
 

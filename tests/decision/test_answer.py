@@ -48,7 +48,7 @@ CONFIG = project(
 
 def test_whole_answer() -> None:
     asked = request("f", attributes={"country": "SI", "age": 5})
-    result = answer(CONFIG, asked, Facts(), source="topic-0-5", timestamp=1700)
+    result = answer(CONFIG, asked, Facts(), source="topic-0-5", timestamp=1700).value
     assert result == orjson.dumps(
         {
             "requestId": "topic-0-5",
@@ -259,7 +259,7 @@ def test_no_attribute_spoils_an_answer(attributes: Json, user_id: str) -> None:
                 Facts(),
                 source="s",
                 timestamp=1,
-            )
+            ).value
         )
         assert result["decisions"][0]["variationKey"] == "on"
         sent = [{"type": "custom", **one} for one in result["tracking"]["attributes"]]
@@ -297,7 +297,7 @@ def test_reasons_change_nothing_else() -> None:
 
 def test_same_bytes_for_the_same_question() -> None:
     asked = request(attributes={"country": "SI"})
-    answers = {answer(CONFIG, asked, Facts(), source="s", timestamp=1) for _ in range(3)}
+    answers = {answer(CONFIG, asked, Facts(), source="s", timestamp=1).value for _ in range(3)}
     assert len(answers) == 1
     assert b"\n" not in answers.pop()
 
@@ -307,6 +307,6 @@ def test_one_line_whatever_the_texts_hold() -> None:
     config = project(featureFlags=[flag("f\n", experiment)], experiments=[experiment])
     result = answer(
         config, request(attributes={"a\n": "\n"}, options=("INCLUDE_REASONS",)), Facts(), source="s\n", timestamp=1
-    )
+    ).value
     assert b"\n" not in result
     assert json.loads(result)["source"] == "s\n"

@@ -106,7 +106,7 @@ def real_results() -> Iterator[dict[str, Any]]:
             orjson.dumps({"userId": user, "userAttributes": attributes, "decideOptions": options}), max_bytes=MAX_BYTES
         )
         facts = Facts(segments=frozenset(segments_of(user) or ()))
-        yield orjson.loads(answer(project, request, facts, source=f"t-0-{number}", timestamp=number))
+        yield orjson.loads(answer(project, request, facts, source=f"t-0-{number}", timestamp=number).value)
         yield orjson.loads(failure(request, "request expired", source=f"t-0-{number}", timestamp=-1, revision=None))
 
 

@@ -15,7 +15,7 @@ from zlib import crc32
 
 import orjson
 
-from pipeline.decision import Facts, answer, failure
+from pipeline.decision import Facts, failure
 from pipeline.errors import Rejected
 from pipeline.logx.payload import conversion, envelope_bytes, impressions
 from pipeline.messages.decide import parse_decide_request
@@ -28,6 +28,7 @@ from pipeline.sandbox.account import Account
 from pipeline.sandbox.logx import Logx
 from pipeline.sandbox.odp_events import as_kept
 from pipeline.sandbox.traffic import Fate, Sent, decide_requests, odp_events, track_events
+from tests.decision.deciding import settled
 
 Document = dict[str, Any]
 Address = tuple[bytes | None, str, int]
@@ -104,7 +105,7 @@ class Worker:
         if record.error:
             return failure(request, record.error, source=source, timestamp=_NOW, revision=None)
         facts = Facts(segments=frozenset(known or ())) if request.fetch_segments else Facts()
-        return answer(_project(request.sdk_key or ""), request, facts, source=source, timestamp=_NOW)
+        return settled(_project(request.sdk_key or ""), request, facts, source=source, timestamp=_NOW).value
 
     def _post(self, logx: Logx, envelope: Any, visitor: bytes) -> None:
         before, after = envelope_bytes(envelope)
