@@ -14,9 +14,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from pipeline.api.operations import Operations
+from pipeline.cmab import Predictions
 from pipeline.datafile.poller import Datafiles
 from pipeline.errors import ConfigurationError
 from pipeline.handlers.decide import Decider
+from pipeline.handlers.facts import FactSource
 from pipeline.handlers.logx import ConversionsHandler, ImpressionsHandler
 from pipeline.handlers.odp_events import OdpEventsHandler
 from pipeline.kafka import client
@@ -32,6 +34,7 @@ from pipeline.logx.dispatcher import Logx
 from pipeline.metrics import Metrics
 from pipeline.odp.events import OdpEvents
 from pipeline.odp.segments import Segments
+from pipeline.profiles import make_profiles
 from pipeline.runtime import Fence, give_up, until_stopped
 from pipeline.settings import Role, Settings
 from pipeline.transport import Transport
@@ -61,6 +64,9 @@ class Worker:
         self.datafiles = Datafiles(transport=self.transport, settings=settings.optimizely, metrics=self.metrics)
         self.operations = Operations(self, self.registry, settings.ops)
         self.segments = Segments(transport=self.transport, settings=settings.odp, metrics=self.metrics)
+        self.profiles = make_profiles(settings.profiles, self.metrics)
+        self.predictions = Predictions(transport=self.transport, settings=settings.cmab, metrics=self.metrics)
+        self.decider: Decider | None = None
         self.logx = Logx(transport=self.transport, settings=settings.logx, metrics=self.metrics)
         self.odp_events = OdpEvents(transport=self.transport, settings=settings.odp, metrics=self.metrics)
         self.consumers: list[GroupConsumer] = []
@@ -129,8 +135,11 @@ class Worker:
         topics = topics_of(role, settings.topics)
         max_bytes = int(kafka.max_record_bytes)
         if role == "decide":
-            decider = Decider(
-                datafiles=self.datafiles, segments=self.segments, settings=settings.decide,
+            facts = FactSource(
+                datafiles=self.datafiles, segments=self.segments, profiles=self.profiles, predictions=self.predictions
+            )
+            decider = self.decider = Decider(
+                datafiles=self.datafiles, facts=facts, settings=settings.decide,
                 max_record_bytes=max_bytes, max_result_bytes=max_result_bytes, metrics=self.metrics,
             )  # fmt: skip
             return RoleSpec(
@@ -174,8 +183,12 @@ class Worker:
         log.info("worker stopped")
 
     async def _close(self) -> None:
-        for part in (self.segments, self.logx, self.odp_events, self.datafiles):
-            await part.close()
+        parts = (
+            self.decider, self.profiles, self.predictions, self.segments, self.logx, self.odp_events, self.datafiles,
+        )  # fmt: skip
+        for part in parts:
+            if part is not None:
+                await part.close()
         if self._producer is not None:
             await self._producer.stop()
         for other in self._others:

@@ -3,6 +3,7 @@
 PipelineError
 ├── ConfigurationError      the process does not start; `mistakes` lists all of them at once
 ├── DatafileRefused         the datafile is not taken; the last good one stays in use
+├── PredictionUnavailable   a rule's prediction could not be had: the decision that needs it is an error
 ├── Rejected                this record can never be processed: it becomes a dead letter
 ├── SegmentsUnavailable     the user's segments could not be fetched: the request is answered with an error
 ├── StartFailed             the broker or a topic is not as needed; the message says what to do
@@ -34,6 +35,10 @@ class ConfigurationError(PipelineError):
 
 class DatafileRefused(PipelineError):
     """A datafile is not taken. The text says what is wrong and where in the document."""
+
+
+class PredictionUnavailable(PipelineError):
+    """The prediction service gave no variation for a user. The text says why."""
 
 
 class Rejected(PipelineError):

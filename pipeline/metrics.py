@@ -131,6 +131,32 @@ class Metrics:
         self.odp_users_per_query = histogram("odp_users_per_query", "Users in one GraphQL request.", _USERS)
         self.odp_queries_in_flight = gauge("odp_queries_in_flight", "GraphQL requests under way.")
 
+        # Sticky profiles
+        self.profile_lookups = counter(
+            "profile_lookups_total",
+            "Profiles looked up: found, none (a new user), failed, unreadable. After the last two nothing is kept.",
+            "outcome",
+        )
+        self.profile_saves = counter("profile_saves_total", "Profiles saved: ok, failed.", "outcome")
+        self.profile_request_seconds = histogram(
+            "profile_request_seconds", "Time of one request to Redis: lookup, save.", _SECONDS, "operation"
+        )
+
+        # Predictions
+        self.cmab_lookups = counter(
+            "cmab_lookups_total", "Predictions looked up: hit, miss, bypass (IGNORE_CMAB_CACHE).", "outcome"
+        )
+        self.cmab_requests = counter(
+            "cmab_requests_total",
+            "Prediction requests: ok, retried, failed; overloaded: not made, as too many were waited for.",
+            "outcome",
+        )
+        self.cmab_request_seconds = histogram("cmab_request_seconds", "Time of one prediction request.", _SECONDS)
+        self.cmab_cache_entries = gauge("cmab_cache_entries", "Predictions remembered.")
+        self.cmab_cache_evictions = counter(
+            "cmab_cache_evictions_total", "Predictions put out because the cache was full."
+        )
+
         # Events
         self.dispatches = counter(
             "dispatches_total", "Event requests: ok, retried, denied, split, refused.", "destination", "outcome"

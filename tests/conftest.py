@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.processes import StandIns
+from tests.redis_server import RedisServer
 from tests.support import Broker, ExistingKafka, TopicMaker, Topics, create_topics, delete_topics, unique_topics
 
 
@@ -48,9 +49,23 @@ def _stand_ins() -> Iterator[StandIns]:
 
 @pytest.fixture
 def stand_ins(_stand_ins: StandIns) -> Iterator[StandIns]:
-    """The CDN, ODP and logx, without faults and with empty ledgers."""
+    """The CDN, ODP, logx and CMAB, without faults and with empty ledgers."""
     for service in _stand_ins.services:
         _stand_ins.control(service, reset=True)
     yield _stand_ins
     for service in _stand_ins.services:
         _stand_ins.control(service, reset=True)
+
+
+@pytest.fixture(scope="session")
+def _redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(log=tmp_path_factory.mktemp("redis") / "server.log") as server:
+        yield server
+
+
+@pytest.fixture
+def redis(_redis: RedisServer) -> RedisServer:
+    """A Redis that runs and is empty."""
+    _redis.start()
+    _redis.client.flushall()
+    return _redis

@@ -152,7 +152,7 @@ def _over(bound: float | None, form: str | None) -> str:
 def limits_table() -> str:
     """The bounds that somebody may meet, and whose each is."""
     defaults = Settings()
-    kafka, odp, logx = defaults.kafka, defaults.odp, defaults.logx
+    kafka, odp, cmab, logx = defaults.kafka, defaults.odp, defaults.cmab, defaults.logx
     longest_id = DECIDE_REQUEST.schema["properties"]["requestId"]["maxLength"]
     connections = inspect.signature(Transport).parameters["max_connections"].default
     return _table(
@@ -172,6 +172,12 @@ def limits_table() -> str:
                 "refuses that size, fewer, found by halving",
                 "ODP account, in each process",
             ),
+            (
+                f"{cmab.max_in_flight} prediction requests under way, {cmab.max_waiting:,} predictions waited for, "
+                f"{cmab.cache_size:,} remembered",
+                "process",
+            ),
+            (f"{defaults.profiles.max_users:,} sticky profiles in memory, where they are not in Redis", "process"),
             (
                 f"{logx.max_in_flight} requests with events under way to logx, {odp.event_max_in_flight} to ODP",
                 "process",

@@ -1,30 +1,28 @@
-"""Role decide: each request is answered with one result. Its one effect is that result.
+"""Role decide: each request is answered with one result. Its one effect is that result, but for sticky profiles.
 
-Users whose facts are at hand are decided at once. The others wait for their segments, and only later requests of the
-same user wait behind them, so that a user's results keep the order of the requests.
+Users whose facts are at hand are decided at once. The others wait for theirs (segments, or what `facts.py` settles step
+by step), and only later requests of the same user wait behind them, so that a user's results keep the order of the
+requests.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from pipeline.datafile.poller import Datafiles
 from pipeline.decision import Facts, answer, failure
 from pipeline.errors import Rejected, SegmentsUnavailable
+from pipeline.handlers.facts import FactSource
 from pipeline.messages.decide import DecideRequest, parse_decide_request
 from pipeline.messages.delivery import RESULT_SOURCE_HEADER, Chunk, Delivery, Result, identity_of, source_of
 from pipeline.messages.words import EXPIRED, FETCH_FAILED, SDK_KEY_MISSING
 from pipeline.metrics import Metrics
-from pipeline.odp.segments import Segments
-from pipeline.project import OdpIntegration, ProjectConfig
+from pipeline.project import ProjectConfig
 from pipeline.settings import DecideSettings
-
-if TYPE_CHECKING:
-    from asyncio import Future
 
 _EXPIRES_AT = "expires-at"
 _LONGEST_TIME = 15
@@ -38,7 +36,7 @@ class Decider:
         self,
         *,
         datafiles: Datafiles,
-        segments: Segments,
+        facts: FactSource,
         settings: DecideSettings,
         max_record_bytes: int,
         max_result_bytes: int,
@@ -46,7 +44,8 @@ class Decider:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.datafiles = datafiles
-        self.segments = segments
+        self.facts = facts
+        self.tasks: set[asyncio.Task[None]] = set()
         self.max_record_bytes = max_record_bytes
         self.max_result_bytes = max_result_bytes
         self.now = now
@@ -63,6 +62,12 @@ class Decider:
     def handler(self) -> DecideHandler:
         """The handler of one owned partition."""
         return DecideHandler(self)
+
+    async def close(self) -> None:
+        """Stop at once; who still waits is not answered, and read again by the next owner."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
 class _Waiting:
@@ -117,6 +122,8 @@ class DecideHandler:
         """Answer a request, or let its user wait for segments."""
         _, record, request = pending
         shared = self._shared
+        if shared.options:
+            request.options |= shared.options
         sdk_key = request.sdk_key
         if sdk_key is None:
             sdk_key = request.sdk_key = shared.datafiles.sole_key
@@ -126,36 +133,60 @@ class DecideHandler:
         elif (shared.may_expire or request.ttl_ms is not None or record.headers) and self._is_expired(record, request):
             shared.expired.inc()
             self._fail(pending, EXPIRED, project.revision, results)
-        elif not request.fetch_segments:
-            self._decide(pending, project, _NOT_FETCHED, results)
-        elif project.odp is None:
+        elif request.fetch_segments and project.odp is None:
             self._refuse(pending, FETCH_FAILED, project.revision, results)
-        elif (known := self._known(project.odp, request)) is not None:
+        elif shared.facts.is_sticky(request):
+            self._settle(pending, project, None)
+        elif not request.fetch_segments or project.odp is None:
+            self._decide(pending, project, _NOT_FETCHED, results)
+        elif (known := shared.facts.known_segments(project.odp, request)) is not None:
             self._decide(pending, project, Facts(known), results)
         else:
-            future = shared.segments.fetch(project.odp, request.user_id, save=not request.ignore_cache)
+            future = shared.facts.fetch_segments(project.odp, request)
             self._waiting[request.user_id] = _Waiting(pending)
             future.add_done_callback(partial(self._arrived, request.user_id))
 
     def _without_project(self, sdk_key: str | None) -> str:
         return SDK_KEY_MISSING if sdk_key is None else self._shared.datafiles.error(sdk_key) or ""
 
-    def _known(self, account: OdpIntegration, request: DecideRequest) -> frozenset[str] | None:
-        """The user's segments, if they need not be waited for."""
-        segments = self._shared.segments
-        if request.reset_cache:
-            segments.reset()
-        # Where no audience asks for a segment there is nothing to look up either, whatever the options are.
-        if request.ignore_cache and account.segments_to_check:
-            return None
-        return segments.peek(account, request.user_id)
+    def _settle(self, pending: _Pending, project: ProjectConfig, facts: Facts | None) -> None:
+        """Let the user wait until everything the request depends on was asked for, and what it taught is saved."""
+        shared = self._shared
+        self._waiting[pending[2].user_id] = _Waiting(pending)
+        task = asyncio.create_task(self._settled(pending, project, facts), name="settle a request")
+        shared.tasks.add(task)
+        task.add_done_callback(self._ended)
 
-    def _arrived(self, user_id: str, future: Future[frozenset[str]]) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._shared.tasks.discard(task)
+        if not task.cancelled():
+            # A defect: raised here it reaches the loop's exception handler at once.
+            task.result()
+
+    async def _settled(self, pending: _Pending, project: ProjectConfig, facts: Facts | None) -> None:
+        chunk, record, request = pending
+        lies_at = source_of(record)
+        source, timestamp = identity_of(record, lies_at)
+        results: list[Result] = []
+        try:
+            value = await self._shared.facts.settle(project, request, facts, chunk, source=source, timestamp=timestamp)
+        except SegmentsUnavailable:
+            current = self._shared.datafiles.project(request.sdk_key or "")
+            self._refuse(pending, FETCH_FAILED, current.revision if current else None, results)
+        else:
+            if value is not None:
+                self._answered(pending, value, lies_at, results)
+        waiting = self._waiting.pop(request.user_id)
+        if not chunk.abandoned:
+            self._publish(chunk, results)
+            self._go_on(request.user_id, waiting.later)
+
+    def _arrived(self, user_id: str, future: asyncio.Future[frozenset[str]]) -> None:
         """A user's segments are here, or will not come. Thousands may come at once: each waits for room."""
         chunk = self._waiting[user_id].head[0]
         chunk.when_room(partial(self._answer, user_id, future))
 
-    def _answer(self, user_id: str, future: Future[frozenset[str]]) -> None:
+    def _answer(self, user_id: str, future: asyncio.Future[frozenset[str]]) -> None:
         """Decide the request that asked, and those behind it."""
         waiting = self._waiting.pop(user_id)
         chunk, _, request = waiting.head
@@ -172,7 +203,11 @@ class DecideHandler:
         else:
             self._decide(waiting.head, project, Facts(future.result()), results)
         self._publish(chunk, results)
-        self._go_on(user_id, waiting.later)
+        again = self._waiting.get(user_id)
+        if again is not None:
+            again.later = waiting.later
+        else:
+            self._go_on(user_id, waiting.later)
 
     def _go_on(self, user_id: str, later: deque[_Pending] | None) -> None:
         while later:
@@ -208,13 +243,18 @@ class DecideHandler:
         return bool(expires) and self._shared.now() * 1000 > expires
 
     def _decide(self, pending: _Pending, project: ProjectConfig, facts: Facts, results: list[Result]) -> None:
-        chunk, record, request = pending
-        shared = self._shared
-        if shared.options:
-            request.options |= shared.options
+        _, record, request = pending
         lies_at = source_of(record)
         source, timestamp = identity_of(record, lies_at)
-        value = answer(project, request, facts, source=source, timestamp=timestamp).value
+        found = answer(project, request, facts, source=source, timestamp=timestamp)
+        if found.wanted:
+            self._settle(pending, project, facts)
+        else:
+            self._answered(pending, found.value, lies_at, results)
+
+    def _answered(self, pending: _Pending, value: bytes, lies_at: str, results: list[Result]) -> None:
+        chunk, record, request = pending
+        shared = self._shared
         if len(value) > shared.max_result_bytes:
             shared.rejected.inc()
             chunk.reject(record, Rejected("result_too_large", f"its result has {len(value)} bytes"))
@@ -247,4 +287,4 @@ class DecideHandler:
         if self._decided:
             self._shared.decided.inc(self._decided)
             self._decided = 0
-        self._shared.segments.count_hits()
+        self._shared.facts.count_hits()

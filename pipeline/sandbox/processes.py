@@ -36,8 +36,6 @@ ANOTHER_DISK = "Free some room, or set TMPDIR to a directory of another disk"
 
 Service = Literal["cdn", "odp", "logx", "cmab"]
 SERVICES: tuple[Service, ...] = ("cdn", "odp", "logx", "cmab")
-CALLED: tuple[Service, ...] = ("cdn", "odp", "logx")
-"""Those a worker calls today."""
 
 _ANY_PORTS: Mapping[Service, int] = MappingProxyType({})
 _NO_ARGUMENTS: Mapping[Service, Sequence[str]] = MappingProxyType({})
@@ -208,11 +206,11 @@ def until(condition: Callable[[], bool], *, timeout: float, what: str, interval:
 
 
 class StandIns:
-    """The CDN, ODP, logx and, where asked for, CMAB: each a process of its own on 127.0.0.1."""
+    """The CDN, ODP, logx and CMAB, or some of them: each a process of its own on 127.0.0.1."""
 
     def __init__(
         self,
-        services: Sequence[Service] = CALLED,
+        services: Sequence[Service] = SERVICES,
         *,
         ports: Mapping[Service, int] = _ANY_PORTS,
         arguments: Mapping[Service, Sequence[str]] = _NO_ARGUMENTS,

@@ -178,6 +178,7 @@ def worker_environment(
             "ODP__ALLOW_HTTP": "true",
             "LOGX__URL": stand_ins.logx_url,
             "LOGX__EU_URL": stand_ins.logx_url,
+            "CMAB__PREDICTION_URL_TEMPLATE": stand_ins.prediction_url_template,
         }
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_")}
     return environment | {f"PIPELINE_{name}": value for name, value in (own | dict(settings)).items()}

@@ -6,6 +6,7 @@ bytes, or text such as `64MiB`; limits say whose they are: process, account or r
 
 from __future__ import annotations
 
+import re
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,6 +30,7 @@ ROLES: tuple[Role, ...] = ("decide", "logx", "odp_events")
 
 SDK_KEY_PATTERN = r"^[A-Za-z0-9+/=_-]{1,128}$"
 SERVERS = r"^(\[[^\]]+\]|[^,:\s]+):\d{1,5}(,(\[[^\]]+\]|[^,:\s]+):\d{1,5})*$"
+_REDIS = re.compile(r"(rediss?|unix)://")
 # For the last commit of a hand-over, after the drain.
 _HANDOVER_MARGIN = 15.0
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -230,6 +232,53 @@ class OdpSettings(Section):
     event_max_in_flight: Count = Field(4, description="Most event requests under way at once (process).")
 
 
+class ProfilesSettings(Section):
+    """Sticky profiles: a user keeps an experiment's variation when its traffic changes. Off unless one is set."""
+
+    redis_url: SecretStr | None = Field(
+        None, description="Redis that keeps the profiles, e.g. `rediss://:password@host:6379/0`."
+    )
+    single_worker: bool = Field(
+        False,
+        description="Keep profiles in memory instead, until the worker ends; right only where it is the only one.",
+    )
+    key_prefix: str = Field("profile:", description="Before the user id in a key; empty for a database of the Agent.")
+    ttl: float = Field(0, ge=0, description="How long a profile lives after it was last saved; 0: for ever.")
+    timeout: Seconds = Field(0.25, description="Deadline of one request to Redis; then it is decided without profiles.")
+    max_users: Count = Field(100_000, description="Most profiles in memory (process).")
+
+    @model_validator(mode="after")
+    def _coherent(self) -> ProfilesSettings:
+        if self.redis_url is not None and not _REDIS.match(self.redis_url.get_secret_value()):
+            raise ValueError("redis_url must begin with redis://, rediss:// or unix://")
+        if self.redis_url is not None and self.single_worker:
+            raise ValueError("redis_url and single_worker exclude each other")
+        return self
+
+
+class CmabSettings(Section):
+    """Predictions for contextual bandits (CMAB)."""
+
+    prediction_url_template: str = Field(
+        "https://prediction.cmab.optimizely.com/predict/%s", pattern=r"^https?://",
+        description="Where predictions come from; `%s` is the rule's id.",
+    )  # fmt: skip
+    request_timeout: Seconds = Field(10, description="Deadline of one request.")
+    retries: int = Field(1, ge=0, le=10, description="How often a request that failed is repeated.")
+    cache_size: int = Field(10_000, ge=0, description="Predictions remembered, by user and rule (process); 0: none.")
+    cache_timeout: float = Field(1800, ge=0, description="How long a prediction is remembered; 0: for ever.")
+    max_in_flight: Count = Field(64, description="Most prediction requests under way at once (process).")
+    max_waiting: Count = Field(
+        10_000, description="Most predictions waited for; a decision that needs one more is an error (process)."
+    )
+
+    @model_validator(mode="after")
+    def _coherent(self) -> CmabSettings:
+        if self.prediction_url_template.count("%s") != 1:
+            raise ValueError("prediction_url_template must hold %s once, where the rule's id goes")
+        return self
+
+
 class LogxSettings(Section):
     """Impressions and conversions on their way to Optimizely."""
 
@@ -274,6 +323,8 @@ class Settings(Section):
     optimizely: OptimizelySettings = OptimizelySettings()
     decide: DecideSettings = DecideSettings()
     odp: OdpSettings = OdpSettings()
+    profiles: ProfilesSettings = ProfilesSettings()
+    cmab: CmabSettings = CmabSettings()
     logx: LogxSettings = LogxSettings()
     ops: OpsSettings = OpsSettings()
 

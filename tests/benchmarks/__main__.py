@@ -24,10 +24,13 @@ from tests.benchmarks.machine import description
 from tests.benchmarks.others import cold_users, impressions_out, odp_events_out, paced, scaled
 from tests.benchmarks.rig import PARTITIONS, Rig
 from tests.benchmarks.rows import ALONE, DECIDE, Stand, loads, rounds
+from tests.benchmarks.swap import swapped
 
 _ODP_SECONDS = 0.03
 _COLD_RATE = 10_000
-PARTS = ("loads", "cold", "events", "latency", "scale", "steps")
+PARTS = ("loads", "cold", "events", "latency", "scale", "swap", "steps")
+_SWAPPED = (500_000, 5_000_000)
+"""Bytes of the datafiles that are replaced under load."""
 
 
 class Bench:
@@ -92,6 +95,11 @@ class Bench:
         self.console.print("1, 2 and 4 workers of one group")
         self.others["workers"] = []
         self.others["workers"].extend(scaled(rig, workers, self.seconds) for workers in (1, 2, 4))
+
+    def _swap(self, rig: Rig) -> None:
+        self.console.print("datafiles replaced under load")
+        swaps = 3 if self.quick else 20
+        self.others["swap"] = [swapped(rig.stand_ins, octets, swaps=swaps) for octets in _SWAPPED]
 
     def _steps(self, rig: Rig) -> None:
         self.console.print("single steps")

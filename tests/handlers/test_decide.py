@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 
+from pipeline.cmab import Predictions
 from pipeline.errors import SegmentsUnavailable
 from pipeline.handlers.decide import DecideHandler, Decider
+from pipeline.handlers.facts import FactSource
 from pipeline.messages.delivery import Headers, Result
 from pipeline.odp.client import OdpAccount
 from pipeline.odp.segments import Segments
+from pipeline.profiles import Profiles
 from pipeline.project import ProjectConfig, compile_datafile
 from pipeline.sandbox.project_data import PRODUCTION, STAGING, datafile
-from pipeline.settings import DecideSettings, OdpSettings
+from pipeline.settings import CmabSettings, DecideSettings, OdpSettings
 from pipeline.transport import Transport
 from tests.flows.project import FLAGS as PLAIN_FLAGS
 from tests.flows.project import SDK_KEY as PLAIN
@@ -62,14 +65,17 @@ class Bench:
     """One partition's handler and what it is given."""
 
     def __init__(
-        self, projects: Mapping[str, ProjectConfig] | None = None, *, max_bytes: int = 1024**2, **settings: Any
-    ) -> None:
+        self, projects: Mapping[str, ProjectConfig] | None = None, *, max_bytes: int = 1024**2,
+        profiles: Profiles | None = None, **settings: Any,
+    ) -> None:  # fmt: skip
         self.segments = Told()
         self.metrics = new_metrics()
         self.now = NOW_MS / 1000
         self.datafiles = Loaded(projects or {PRODUCTION: PRODUCTION_PROJECT})
+        predictions = Predictions(transport=Transport(), settings=CmabSettings(), metrics=self.metrics)
+        facts = FactSource(datafiles=self.datafiles, segments=self.segments, profiles=profiles, predictions=predictions)
         decider = Decider(
-            datafiles=self.datafiles, segments=self.segments, settings=DecideSettings(**settings),
+            datafiles=self.datafiles, facts=facts, settings=DecideSettings(**settings),
             max_record_bytes=max_bytes, max_result_bytes=max_bytes, metrics=self.metrics, now=lambda: self.now,
         )  # fmt: skip
         self.log: list[Result] = []

@@ -1,0 +1,118 @@
+"""What a decision depends on besides the datafile: segments, sticky profile, predictions.
+
+Most requests have it at hand and never wait here. One of a user with a sticky profile, or one that comes to a
+contextual bandit, is settled step by step: decided, asked about, decided again with the answers among its facts; and
+what it taught is saved before its result may be sent. `handlers/decide.py` is the only user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from pipeline.cmab import FORGETTING, Predictions
+from pipeline.datafile.poller import Datafiles
+from pipeline.decision import Answer, Facts, answer
+from pipeline.errors import SegmentsUnavailable
+from pipeline.messages.decide import DecideRequest
+from pipeline.messages.delivery import Chunk
+from pipeline.odp.segments import Segments
+from pipeline.profiles import Profiles
+from pipeline.project import OdpIntegration, ProjectConfig
+
+_IGNORE_PROFILE = "IGNORE_USER_PROFILE_SERVICE"
+_MOST_DECIDED = 500
+"""Most requests that are being decided and saved step by step: their results are made and held meanwhile."""
+
+
+class FactSource:
+    """Of the process, for all its SDK keys."""
+
+    def __init__(
+        self, *, datafiles: Datafiles, segments: Segments, profiles: Profiles | None, predictions: Predictions
+    ) -> None:
+        self._datafiles = datafiles
+        self._segments = segments
+        self._profiles = profiles
+        self._predictions = predictions
+        self._slots = asyncio.Semaphore(_MOST_DECIDED)
+
+    def count_hits(self) -> None:
+        self._segments.count_hits()
+
+    def is_sticky(self, request: DecideRequest) -> bool:
+        """Whether the user's profile has a say."""
+        return self._profiles is not None and _IGNORE_PROFILE not in request.options
+
+    def known_segments(self, account: OdpIntegration, request: DecideRequest) -> frozenset[str] | None:
+        """The user's segments, if they need not be waited for."""
+        if request.reset_cache:
+            self._segments.reset()
+        # Where no audience asks for a segment there is nothing to look up either, whatever the options are.
+        if request.ignore_cache and account.segments_to_check:
+            return None
+        return self._segments.peek(account, request.user_id)
+
+    def fetch_segments(self, account: OdpIntegration, request: DecideRequest) -> asyncio.Future[frozenset[str]]:
+        return self._segments.fetch(account, request.user_id, save=not request.ignore_cache)
+
+    async def settle(
+        self, project: ProjectConfig, request: DecideRequest, facts: Facts | None, chunk: Chunk,
+        *, source: str, timestamp: int,
+    ) -> bytes | None:  # fmt: skip
+        """The value of the request's result, when all it takes is there and what it taught is saved.
+
+        `facts` are those at hand, None if they are still to be gathered. None is returned when the chunk was abandoned
+        meanwhile: the request is its next owner's. Raises SegmentsUnavailable.
+        """
+        if facts is None:
+            facts = await self._gathered(project, request)
+        async with self._slots:
+            await _room(chunk)
+            found, facts = await self._decided(request, facts, source, timestamp)
+            if chunk.abandoned:
+                return None
+            if found.learned and self._profiles is not None:
+                await self._profiles.save(request.user_id, {**(facts.profile or {}), **found.learned})
+            return found.value
+
+    async def _gathered(self, project: ProjectConfig, request: DecideRequest) -> Facts:
+        account, segments, asked, profile = project.odp, None, None, None
+        if request.fetch_segments and account is not None:
+            segments = self.known_segments(account, request)
+            # Only asked here, so that neither waits for the other.
+            asked = self.fetch_segments(account, request) if segments is None else None
+        if self._profiles is not None and self.is_sticky(request):
+            profile = await self._profiles.lookup(request.user_id)
+        return Facts(segments if asked is None else await asked, profile)
+
+    async def _decided(self, request: DecideRequest, facts: Facts, source: str, timestamp: int) -> tuple[Answer, Facts]:
+        """Asked for is what the decision turned out to depend on, until it depends on nothing more."""
+        options = request.options
+        while True:
+            # The datafile may have been replaced meanwhile: a request is decided by one revision, the current one.
+            project = self._datafiles.project(request.sdk_key or "")
+            if project is None:
+                raise SegmentsUnavailable("unavailable", "the datafile is gone")
+            found = answer(project, request, facts, source=source, timestamp=timestamp)
+            if not found.wanted:
+                return found, facts
+            told = await self._predictions.ask(request.user_id, found.wanted.values(), options)
+            # Once for a request: what was just asked for is not to be forgotten by the next step.
+            options = options - FORGETTING
+            facts = msgspec.structs.replace(facts, predictions={**(facts.predictions or {}), **told})
+
+
+async def _room(chunk: Chunk) -> None:
+    """Wait until there is room for the result."""
+    if chunk.has_room:
+        return
+    granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def grant() -> None:
+        if not granted.done():
+            granted.set_result(None)
+
+    chunk.when_room(grant)
+    await granted

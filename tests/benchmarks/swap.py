@@ -1,0 +1,148 @@
+"""How long the event loop is held while a datafile is replaced under load.
+
+The poller and the decide handler are the worker's own, the CDN is on a real socket; requests are handed over in chunks
+that fill half of the time, so that the thread that compiles has the processor for the other half. A clock beside them
+is late by as much as the loop was held: the longest lateness with replacements is set beside that without any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from pipeline.cmab import Predictions
+from pipeline.datafile.poller import Datafiles
+from pipeline.handlers.decide import DecideHandler, Decider
+from pipeline.handlers.facts import FactSource
+from pipeline.kafka.records import Record
+from pipeline.messages.delivery import Result
+from pipeline.metrics import Metrics
+from pipeline.odp.segments import Segments
+from pipeline.sandbox.processes import StandIns
+from pipeline.sandbox.project_data import PRODUCTION
+from pipeline.settings import CmabSettings, DecideSettings, OdpSettings, OptimizelySettings
+from pipeline.transport import Transport
+from tests.benchmarks.project import datafile, flag_keys, request
+
+_CHUNK = 100
+_TICK_SECONDS = 0.001
+_POLL_SECONDS = 0.1
+_SWAP_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Takes results and forgets them."""
+
+    records: Sequence[Record]
+    abandoned: bool = False
+    has_room: bool = True
+
+    def publish(self, results: Sequence[Result]) -> None: ...
+    def when_room(self, go_on: Any) -> None:
+        go_on()
+
+    def reject(self, record: object, why: Exception) -> None:
+        raise why
+
+    def done(self, count: int) -> None: ...
+    def expect(self, count: int) -> None: ...
+
+
+class _Lateness:
+    """A clock that is late by as long as the loop was held."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._due = 0.0
+
+    def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._due = loop.time() + _TICK_SECONDS
+        loop.call_at(self._due, self._tick)
+
+    def take(self) -> float:
+        """The longest since the last call, in milliseconds."""
+        longest, self.longest = self.longest, 0.0
+        return longest * 1000
+
+    def _tick(self) -> None:
+        self.longest = max(self.longest, asyncio.get_running_loop().time() - self._due)
+        self.start()
+
+
+def swapped(stand_ins: StandIns, octets: int, *, swaps: int) -> dict[str, Any]:
+    """Milliseconds that the loop was held at most: without replacement, and for each of `swaps`."""
+    return asyncio.run(_swapped(stand_ins, octets, swaps))
+
+
+async def _swapped(stand_ins: StandIns, octets: int, swaps: int) -> dict[str, Any]:
+    revisions = [_revision(octets, number) for number in range(swaps + 1)]
+    stand_ins.put_datafile(PRODUCTION, revisions[0])
+    metrics = Metrics(CollectorRegistry())
+    async with Transport() as transport:
+        settings = OptimizelySettings(
+            sdk_keys=(PRODUCTION,), datafile_url_template=stand_ins.cdn_url_template, poll_interval=_POLL_SECONDS
+        )
+        datafiles = Datafiles(transport=transport, settings=settings, metrics=metrics)
+        await datafiles.start()
+        await datafiles.settled()
+        load = asyncio.create_task(_load(_handler(transport, datafiles, metrics)))
+        lateness = _Lateness()
+        lateness.start()
+        await asyncio.sleep(1.0)
+        lateness.take()
+        await asyncio.sleep(2.0)
+        quiet = lateness.take()
+        held = [await _one(stand_ins, datafiles, lateness, revision) for revision in revisions[1:]]
+        load.cancel()
+        await datafiles.close()
+    return {
+        "megabytes": len(revisions[0]) / 10**6, "held_ms_without": quiet, "held_ms": max(held),
+        "held_ms_median": median(held), "swaps": swaps,
+    }  # fmt: skip
+
+
+async def _one(stand_ins: StandIns, datafiles: Datafiles, lateness: _Lateness, revision: bytes) -> float:
+    before = datafiles.project(PRODUCTION)
+    await asyncio.to_thread(stand_ins.put_datafile, PRODUCTION, revision)
+    lateness.take()
+    async with asyncio.timeout(_SWAP_SECONDS):
+        while datafiles.project(PRODUCTION) is before:  # noqa: ASYNC110 - the poller tells nobody
+            await asyncio.sleep(_TICK_SECONDS)
+    # What the old one leaves behind is freed now.
+    del before
+    await asyncio.sleep(0.2)
+    return lateness.take()
+
+
+def _revision(octets: int, number: int) -> bytes:
+    return datafile(100, pad_bytes=octets).replace(b'"revision":"42"', b'"revision":"%d"' % (42 + number))
+
+
+def _handler(transport: Transport, datafiles: Datafiles, metrics: Metrics) -> DecideHandler:
+    facts = FactSource(
+        datafiles=datafiles, segments=Segments(transport=transport, settings=OdpSettings(), metrics=metrics),
+        profiles=None, predictions=Predictions(transport=transport, settings=CmabSettings(), metrics=metrics),
+    )  # fmt: skip
+    decider = Decider(
+        datafiles=datafiles, facts=facts, settings=DecideSettings(), max_record_bytes=10**6, max_result_bytes=10**6,
+        metrics=metrics,
+    )  # fmt: skip
+    return decider.handler()
+
+
+async def _load(handler: DecideHandler) -> None:
+    key = flag_keys(1)
+    values = [request(number, key) for number in range(_CHUNK)]
+    records = [Record("decide.requests", 0, at, 1, 1, b"", value, ()) for at, value in enumerate(values)]
+    while True:
+        began = time.perf_counter()
+        handler.handle(_Chunk(records))
+        await asyncio.sleep(time.perf_counter() - began)

@@ -1,0 +1,261 @@
+"""Predictions over a real socket: what is asked, what is remembered, and what becomes of failures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from pydantic import ValidationError
+
+from pipeline.cmab import Predictions
+from pipeline.decision import Prediction, Wanted
+from pipeline.limits import Backoff
+from pipeline.metrics import Metrics
+from pipeline.sandbox.processes import StandIns
+from pipeline.settings import CmabSettings
+from pipeline.transport import Transport
+from tests.settled import until
+
+pytestmark = pytest.mark.asyncio
+RULE = "7001"
+NO_OPTIONS: frozenset[str] = frozenset()
+
+
+class Opened:
+    def __init__(self, stand_ins: StandIns, transport: Transport, settings: dict[str, Any]) -> None:
+        self.stand_ins = stand_ins
+        self.metrics = Metrics(CollectorRegistry())
+        own = {"prediction_url_template": stand_ins.prediction_url_template} | settings
+        self.predictions = Predictions(
+            transport=transport, settings=CmabSettings(**own), metrics=self.metrics, backoff=Backoff(0.01, 0.02)
+        )
+
+    async def ask(self, user: str = "ann", *rules: str, options: frozenset[str] = NO_OPTIONS, **attributes: Any) -> Any:
+        wanted = [Wanted(rule, attributes) for rule in rules or (RULE,)]
+        found = await self.predictions.ask(user, wanted, options)
+        return found if rules else found[RULE]
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"decision_pipeline_{name}", labels) or 0.0
+
+    @property
+    def asked(self) -> int:
+        return int(self.stand_ins.ledger("cmab")["predictions"])
+
+    @property
+    def instances(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.stand_ins.ledger("cmab", query="full=1")["instances"]
+        return found
+
+
+@asynccontextmanager
+async def opened(stand_ins: StandIns, **settings: Any) -> AsyncIterator[Opened]:
+    async with Transport() as transport:
+        made = Opened(stand_ins, transport, settings)
+        try:
+            yield made
+        finally:
+            await made.predictions.close()
+
+
+async def test_a_question_is_as_documented_and_the_answer_carries_its_id(stand_ins: StandIns) -> None:
+    async with opened(stand_ins) as made:
+        attributes: dict[str, Any] = {"11": "gold", "12": 7.5, "13": True}
+        found = await made.ask("žiga", **attributes)
+        assert isinstance(found, Prediction)
+        (instance,) = made.instances
+        assert instance == {
+            "visitorId": "žiga", "experimentId": RULE, "cmabUUID": found.uuid,
+            "attributes": [
+                {"id": "11", "value": "gold", "type": "custom_attribute"},
+                {"id": "12", "value": 7.5, "type": "custom_attribute"},
+                {"id": "13", "value": True, "type": "custom_attribute"},
+            ],
+        }  # fmt: skip
+        assert found.variation_id in {f"{RULE}1", f"{RULE}2"}
+        assert made.count("cmab_requests_total", outcome="ok") == 1
+        assert made.count("cmab_request_seconds_count") == 1
+
+
+async def test_the_rule_is_percent_encoded_in_the_address(stand_ins: StandIns) -> None:
+    async with opened(stand_ins) as made:
+        found = await made.ask("ann", "a/b?c")
+        assert found["a/b?c"] is not None
+
+
+async def test_several_rules_are_asked_at_once(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", latency=0.2)
+    async with opened(stand_ins) as made:
+        started = asyncio.get_running_loop().time()
+        found = await made.ask("ann", "1", "2", "3")
+        assert asyncio.get_running_loop().time() - started < 0.5
+        assert all(found.values())
+        assert found.keys() == {"1", "2", "3"}
+
+
+async def test_the_same_attributes_are_not_asked_about_again_and_others_are(stand_ins: StandIns) -> None:
+    async with opened(stand_ins) as made:
+        first = await made.ask(a="x", b=1)
+        assert await made.ask(b=1, a="x") == first, "their order does not matter"
+        assert made.asked == 1
+        second = await made.ask(a="x", b=2)
+        assert second.uuid != first.uuid
+        assert await made.ask(a="x", b=2) == second
+        assert made.asked == 2
+        # Of a user and a rule the last one only is remembered.
+        third = await made.ask(a="x", b=1)
+        assert third.uuid not in (first.uuid, second.uuid)
+        assert (await made.ask("bob", a="x", b=1)).uuid != third.uuid
+        assert made.count("cmab_lookups_total", outcome="hit") == 2
+        assert made.count("cmab_lookups_total", outcome="miss") == 4
+        assert made.count("cmab_cache_entries") == 2
+
+
+async def test_it_is_remembered_for_so_long_and_for_so_many(stand_ins: StandIns) -> None:
+    async with opened(stand_ins, cache_size=1) as made:
+        first = await made.ask("ann")
+        await made.ask("bob")
+        assert (await made.ask("ann")).uuid != first.uuid
+        assert made.count("cmab_cache_evictions_total") == 2
+    async with opened(stand_ins, cache_size=0) as made:
+        assert (await made.ask()).uuid != (await made.ask()).uuid
+    async with opened(stand_ins, cache_timeout=0.05) as made:
+        first = await made.ask()
+        async with asyncio.timeout(5):
+            while await made.ask() == first:  # noqa: ASYNC110 - the cache's own clock
+                await asyncio.sleep(0.01)
+
+
+async def test_ignore_neither_looks_nor_remembers(stand_ins: StandIns) -> None:
+    async with opened(stand_ins) as made:
+        kept = await made.ask()
+        passing = await made.ask(options=frozenset({"IGNORE_CMAB_CACHE", "RESET_CMAB_CACHE"}))
+        assert passing.uuid != kept.uuid
+        assert await made.ask() == kept
+        assert made.count("cmab_lookups_total", outcome="bypass") == 1
+
+
+async def test_reset_forgets_everybody_and_invalidate_one_user_in_one_rule(stand_ins: StandIns) -> None:
+    async with opened(stand_ins) as made:
+        ann, bob = await made.ask("ann", "1", "2"), await made.ask("bob")
+        again = await made.ask("ann", "1", options=frozenset({"INVALIDATE_USER_CMAB_CACHE"}))
+        assert again["1"].uuid != ann["1"].uuid
+        assert await made.ask("ann", "1", "2") == {"1": again["1"], "2": ann["2"]}
+        await made.ask("cid", options=frozenset({"RESET_CMAB_CACHE"}))
+        assert (await made.ask("bob")).uuid != bob.uuid
+        assert made.count("cmab_cache_entries") == 2
+
+
+async def test_whoever_asks_the_same_waits_for_one_answer(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", latency=0.1)
+    async with opened(stand_ins) as made:
+        found = await asyncio.gather(*(made.ask() for _ in range(20)))
+        assert len(set(found)) == 1
+        assert made.asked == 1
+        # One that gives up does not take the answer from the others.
+        impatient, patient = (asyncio.ensure_future(made.ask("bob")) for _ in range(2))
+        await until(lambda: stand_ins.ledger("cmab")["requests"] == 2)
+        impatient.cancel()
+        assert await patient is not None
+
+
+async def test_an_invalidated_question_under_way_is_not_remembered(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", hold_answers=True)
+    async with opened(stand_ins) as made:
+        before = asyncio.ensure_future(made.ask())
+        await until(lambda: stand_ins.ledger("cmab")["requests"] == 1)
+        after = asyncio.ensure_future(made.ask(options=frozenset({"INVALIDATE_USER_CMAB_CACHE"})))
+        await until(lambda: stand_ins.ledger("cmab")["requests"] == 2)
+        stand_ins.control("cmab", hold_answers=False)
+        assert (await before).uuid != (await after).uuid
+        assert await made.ask() == await after
+
+
+async def test_a_failure_is_tried_once_more_and_then_no_prediction(
+    stand_ins: StandIns, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with opened(stand_ins) as made:
+        stand_ins.control("cmab", fail_next=1)
+        assert await made.ask() is not None
+        assert made.count("cmab_requests_total", outcome="retried") == 1
+        stand_ins.control("cmab", fail_next=4)
+        assert await made.ask("bob") is None
+        assert await made.ask("bob") is None
+        assert made.count("cmab_requests_total", outcome="failed") == 2
+        assert await made.ask("bob") is not None, "a failure is not remembered"
+        said = capsys.readouterr()
+        assert (said.out + said.err).count("predictions fail") == 1
+        assert (said.out + said.err).count("predictions are back") == 1
+
+
+async def test_what_is_refused_is_not_tried_again(stand_ins: StandIns) -> None:
+    async with opened(stand_ins) as made:
+        stand_ins.control("cmab", fail_next=1, fail_status=400)
+        assert await made.ask() is None
+        assert made.count("cmab_requests_total", outcome="retried") == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{}, {"predictions": []}, {"predictions": [{}]}, {"predictions": [{"variation_id": 7}]}, {"predictions": None}, []],
+)
+async def test_an_answer_without_a_variation_is_a_failure(stand_ins: StandIns, answer: Any) -> None:
+    stand_ins.control("cmab", answer=answer)
+    async with opened(stand_ins) as made:
+        assert await made.ask() is None
+        assert made.count("cmab_requests_total", outcome="failed") == 1
+        assert stand_ins.ledger("cmab")["answered_otherwise"] == 2
+
+
+async def test_nobody_waits_beyond_the_deadline(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", hold_answers=True)
+    async with opened(stand_ins, request_timeout=0.1, retries=1) as made:
+        async with asyncio.timeout(2):
+            assert await made.ask() is None
+        # What the service asks for is not waited for longer than a request.
+        stand_ins.control("cmab", hold_answers=False, fail_next=1, fail_status=429, retry_after=60)
+        async with asyncio.timeout(2):
+            assert await made.ask("bob") is not None
+
+
+async def test_requests_and_waiting_users_are_bounded(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", hold_answers=True)
+    async with opened(stand_ins, max_in_flight=2, max_waiting=3) as made:
+        waiting = [asyncio.ensure_future(made.ask(f"user {number}")) for number in range(3)]
+        await until(lambda: stand_ins.ledger("cmab")["requests"] == 2)
+        assert await made.ask("one too many") is None
+        assert made.count("cmab_requests_total", outcome="overloaded") == 1
+        stand_ins.control("cmab", hold_answers=False)
+        assert all(await asyncio.gather(*waiting))
+        assert stand_ins.ledger("cmab")["most_in_flight"] == 2
+
+
+async def test_attributes_that_no_json_can_hold_give_no_prediction(stand_ins: StandIns) -> None:
+    deep: Any = []
+    for _ in range(300):
+        deep = [deep]
+    async with opened(stand_ins) as made:
+        for options in (NO_OPTIONS, frozenset({"IGNORE_CMAB_CACHE"})):
+            assert await made.ask(a=deep, options=options) is None
+        assert made.asked == 0
+
+
+async def test_a_stop_cancels_who_waits(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", hold_answers=True)
+    async with opened(stand_ins) as made:
+        waiting = asyncio.ensure_future(made.ask())
+        await until(lambda: stand_ins.ledger("cmab")["requests"] == 1)
+        await made.predictions.close()
+        for late in (waiting, made.ask("bob")):
+            with pytest.raises(asyncio.CancelledError):
+                await late
+
+
+@pytest.mark.parametrize("template", ["https://example", "https://example/%s/%s", "example/%s"])
+async def test_the_address_has_one_place_for_the_rule(template: str) -> None:
+    with pytest.raises(ValidationError):
+        CmabSettings(prediction_url_template=template)

@@ -1,0 +1,314 @@
+"""Sticky profiles and predictions in role decide: what is asked for and saved before a result may be sent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from pipeline.cmab import Predictions
+from pipeline.errors import SegmentsUnavailable
+from pipeline.handlers.decide import DecideHandler, Decider
+from pipeline.handlers.facts import FactSource
+from pipeline.messages.delivery import Result
+from pipeline.profiles import Profile
+from pipeline.project import ProjectConfig, compile_datafile
+from pipeline.sandbox.processes import StandIns
+from pipeline.settings import CmabSettings, DecideSettings
+from pipeline.transport import Transport
+from tests.decision.projects import document, flag, rule, variation
+from tests.handlers.chunks import Loaded, PublishingChunk, new_metrics, records
+from tests.handlers.test_decide import Told
+from tests.settled import until
+
+pytestmark = pytest.mark.asyncio
+
+STICKY = rule("10", "sticky", variation("101", "a"), variation("102", "b"))
+BANDIT = rule("20", "bandit", variation("201", "c"), variation("202", "d")) | {
+    "cmab": {"attributeIds": ["9"], "trafficAllocation": 10_000}
+}
+PROJECT = {
+    "featureFlags": [flag("kept", STICKY), flag("chosen", BANDIT)], "experiments": [STICKY, BANDIT],
+    "attributes": [{"id": "9", "key": "plan"}],
+    "integrations": [{"key": "odp", "host": "https://api.zaius.com", "publicKey": "k"}],
+    "typedAudiences": [
+        {"id": "1", "name": "n", "conditions": {
+            "type": "third_party_dimension", "match": "qualified", "name": "odp.audiences", "value": "gold"}}
+    ],
+}  # fmt: skip
+
+
+class Book:
+    """Profiles of which the test says when a look-up or a save ends, in the order in which things happened."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.kept: dict[str, Profile | None] = {}
+        self.log = log
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def lookup(self, user_id: str) -> Profile | None:
+        self.log.append(f"lookup {user_id}")
+        await self.gate.wait()
+        return self.kept.get(user_id, {})
+
+    async def save(self, user_id: str, profile: Profile) -> None:
+        self.log.append(f"save {user_id}")
+        await self.gate.wait()
+        self.kept[user_id] = profile
+
+    async def close(self) -> None: ...
+
+
+class Logged(list[Result]):
+    def __init__(self, log: list[str]) -> None:
+        super().__init__()
+        self.happened = log
+
+    def extend(self, results: Any) -> None:
+        self.happened += [f"result {json.loads(one.value)['requestId']}" for one in results]
+        super().extend(results)
+
+
+class Bench:
+    """One partition's handler with profiles, and the prediction service on a real socket."""
+
+    def __init__(self, transport: Transport, stand_ins: StandIns, *, sticky: bool = True, **fields: Any) -> None:
+        self.happened: list[str] = []
+        self.book = Book(self.happened)
+        self.segments = Told()
+        self.metrics = new_metrics()
+        self.datafiles = Loaded({"key": self.project(**fields)})
+        self.predictions = Predictions(
+            transport=transport, metrics=self.metrics,
+            settings=CmabSettings(prediction_url_template=stand_ins.prediction_url_template, retries=0),
+        )  # fmt: skip
+        facts = FactSource(
+            datafiles=self.datafiles, segments=self.segments, profiles=self.book if sticky else None,
+            predictions=self.predictions,
+        )  # fmt: skip
+        self.decider = Decider(
+            datafiles=self.datafiles, facts=facts, settings=DecideSettings(), max_record_bytes=10**6,
+            max_result_bytes=10**6, metrics=self.metrics,
+        )  # fmt: skip
+        self.log = Logged(self.happened)
+        self.handler: DecideHandler = self.decider.handler()
+        self._next = 0
+
+    @staticmethod
+    def project(**fields: Any) -> ProjectConfig:
+        return compile_datafile(json.dumps(document(**(PROJECT | fields))).encode())
+
+    def chunk(self, *values: Mapping[str, Any]) -> PublishingChunk:
+        made = PublishingChunk(records(*values, first=self._next), log=self.log)
+        self._next += len(values)
+        self.handler.handle(made)
+        return made
+
+    def decision(self, request_id: str) -> dict[str, Any]:
+        (result,) = (one for one in map(_document, self.log) if one["requestId"] == request_id)
+        found: dict[str, Any] = result["decisions"][0]
+        return found
+
+    async def close(self) -> None:
+        await self.decider.close()
+        await self.predictions.close()
+
+
+def _document(result: Result) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads(result.value)
+    return read
+
+
+def body(request_id: str, user: str = "ada", key: str = "kept", **fields: Any) -> dict[str, Any]:
+    return {"requestId": request_id, "userId": user, "keys": [key]} | fields
+
+
+async def test_a_profile_is_looked_up_once_and_saved_before_its_result_is_sent(stand_ins: StandIns) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        chunk = bench.chunk(body("a"))
+        await until(lambda: chunk.settled == 1)
+        assert bench.happened == ["lookup ada", "save ada", "result a"]
+        assert bench.book.kept["ada"] == {"10": bench.decision("a")["variationId"]}
+        # Known now: nothing is learned, nothing saved.
+        await until(lambda: bench.chunk(body("b")) and bench.happened[-1] == "result b")
+        await bench.close()
+        assert bench.happened[3:5] == ["lookup ada", "result b"]
+
+
+async def test_what_a_profile_says_is_decided(stand_ins: StandIns) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        for number, (user, variation_id) in enumerate({"ann": "101", "bob": "102"}.items()):
+            bench.book.kept[user] = {"10": variation_id, "99": "kept too"}
+            chunk = bench.chunk(body(str(number), user))
+            await until(lambda chunk=chunk: chunk.settled == 1)  # type: ignore[misc]
+            assert bench.decision(str(number))["variationId"] == variation_id
+        bench.book.kept["cid"] = {"99": "kept too"}
+        chunk = bench.chunk(body("c", "cid"))
+        await until(lambda: chunk.settled == 1)
+        assert bench.book.kept["cid"] == {"99": "kept too", "10": bench.decision("c")["variationId"]}
+        await bench.close()
+
+
+async def test_a_request_that_ignores_profiles_neither_looks_nor_waits(stand_ins: StandIns) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        bench.book.kept["ada"] = {"10": "101"}
+        chunk = bench.chunk(body("a", decideOptions=["IGNORE_USER_PROFILE_SERVICE"]))
+        assert chunk.settled == 1
+        assert bench.happened == ["result a"]
+        await bench.close()
+
+
+async def test_without_a_readable_profile_nothing_is_saved(stand_ins: StandIns) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        bench.book.kept["ada"] = None
+        chunk = bench.chunk(body("a"))
+        await until(lambda: chunk.settled == 1)
+        assert bench.happened == ["lookup ada", "result a"]
+        await bench.close()
+
+
+async def test_later_requests_of_the_user_wait_in_order_and_see_what_was_learned(stand_ins: StandIns) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        bench.book.gate.clear()
+        first = bench.chunk(body("a"), body("b"))
+        second = bench.chunk(body("c"), body("d", "bob", decideOptions=["IGNORE_USER_PROFILE_SERVICE"]))
+        assert bench.happened == ["result d"], "others do not wait"
+        bench.book.gate.set()
+        await until(lambda: first.settled + second.settled == 4)
+        assert [one for one in bench.happened if one != "lookup ada"] == [
+            "result d",
+            "save ada",
+            "result a",
+            "result b",
+            "result c",
+        ]
+        await bench.close()
+
+
+async def test_a_bandit_is_asked_for_its_attributes_and_its_choice_is_the_decision(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", variations={"20": ["202"]})
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins, sticky=False)
+        chunk = bench.chunk(body("a", key="chosen", userAttributes={"plan": "gold", "other": 1}), body("b"))
+        await until(lambda: chunk.settled == 2)
+        assert bench.decision("a")["variationKey"] == "d"
+        (instance,) = stand_ins.ledger("cmab", query="full=1")["instances"]
+        assert instance["attributes"] == [{"id": "9", "value": "gold", "type": "custom_attribute"}]
+        result = _document(bench.log[0])
+        (impression,) = result["tracking"]["impressions"]
+        assert (impression["variationId"], impression["cmabUuid"]) == ("202", instance["cmabUUID"])
+        # Remembered: the next one, of the same user, is asked for nothing.
+        again = bench.chunk(body("c", key="chosen", userAttributes={"plan": "gold"}))
+        await until(lambda: again.settled == 1)
+        assert stand_ins.ledger("cmab")["predictions"] == 1
+        await bench.close()
+
+
+async def test_a_prediction_that_cannot_be_had_is_an_error_of_its_flag_alone(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", status=500)
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        chunk = bench.chunk(body("a", key="chosen") | {"keys": ["chosen", "kept"]})
+        await until(lambda: chunk.settled == 1)
+        failed, kept = _document(bench.log[0])["decisions"]
+        assert failed["reasons"] == ["Failed to fetch CMAB data for experiment bandit."]
+        assert (failed["variationKey"], failed["enabled"]) == ("", False)
+        assert kept["variationKey"] in ("a", "b")
+        assert bench.book.kept["ada"] == {"10": kept["variationId"]}
+        await bench.close()
+
+
+async def test_options_that_forget_are_followed_once_for_a_request(stand_ins: StandIns) -> None:
+    other = rule("30", "other", variation("301", "e")) | {"cmab": {"attributeIds": [], "trafficAllocation": 10_000}}
+    stand_ins.control("cmab", variations={"20": ["unknown"], "30": ["301"]})
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins, featureFlags=[flag("chosen", BANDIT, other)], experiments=[BANDIT, other])
+        chunk = bench.chunk(body("a", key="chosen", decideOptions=["RESET_CMAB_CACHE"]))
+        await until(lambda: chunk.settled == 1)
+        # The first experiment's choice is not in the datafile, so the second is asked: what the first said is kept.
+        assert bench.decision("a")["variationKey"] == "e"
+        assert stand_ins.ledger("cmab")["by_rule"] == {"20": 1, "30": 1}
+        assert value_of(bench, "cmab_cache_entries") == 2
+        await bench.close()
+
+
+def value_of(bench: Bench, name: str) -> float:
+    return bench.metrics.registry.get_sample_value(f"decision_pipeline_{name}") or 0.0
+
+
+async def test_segments_and_profile_are_asked_for_at_once(stand_ins: StandIns) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        bench.book.gate.clear()
+        chunk = bench.chunk(body("a", fetchSegments=True))
+        await until(lambda: bench.segments.asked and bench.happened == ["lookup ada"])
+        await bench.segments.tell(0, frozenset({"gold"}))
+        assert chunk.settled == 0
+        bench.book.gate.set()
+        await until(lambda: chunk.settled == 1)
+        failing = bench.chunk(body("b", fetchSegments=True), body("c"))
+        await until(lambda: len(bench.segments.asked) == 2)
+        await bench.segments.tell(1, SegmentsUnavailable("timeout"))
+        await until(lambda: failing.settled == 2)
+        assert _document(bench.log[1])["error"] == "failed to fetch qualified segments"
+        assert bench.happened[-1] == "result c"
+        await bench.close()
+
+
+async def test_what_was_given_away_is_neither_saved_nor_answered(stand_ins: StandIns) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        bench.book.gate.clear()
+        chunk = bench.chunk(body("a"), body("b"))
+        await until(lambda: bench.happened == ["lookup ada"])
+        chunk.abandoned = True
+        bench.book.gate.set()
+        await until(lambda: not bench.decider.tasks)
+        assert bench.happened == ["lookup ada"]
+        assert chunk.settled == 0
+        await bench.close()
+
+
+async def test_results_are_made_only_when_there_is_room_for_them(stand_ins: StandIns) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        made = PublishingChunk(records(body("a")), log=bench.log, has_room=False)
+        bench.handler.handle(made)
+        await until(lambda: made.held_back)
+        assert bench.happened == ["lookup ada"]
+        made.let_go_on()
+        await until(lambda: made.settled == 1)
+        assert bench.happened == ["lookup ada", "save ada", "result a"]
+        await bench.close()
+
+
+async def test_a_datafile_that_is_replaced_meanwhile_decides(stand_ins: StandIns) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        bench.book.gate.clear()
+        chunk = bench.chunk(body("a"))
+        await until(lambda: bench.happened == ["lookup ada"])
+        bench.datafiles.projects["key"] = bench.project(revision="99")
+        bench.book.gate.set()
+        await until(lambda: chunk.settled == 1)
+        assert _document(bench.log[0])["revision"] == "99"
+        await bench.close()
+
+
+async def test_a_stop_answers_nobody(stand_ins: StandIns) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        bench.book.gate.clear()
+        chunk = bench.chunk(body("a"))
+        await until(lambda: bench.happened == ["lookup ada"])
+        await bench.close()
+        assert (chunk.settled, bench.log) == (0, [])

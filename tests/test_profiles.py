@@ -1,0 +1,181 @@
+"""Sticky profiles in a real Redis: the Agent's layout, one request for many users, and nothing lost by an outage."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr, ValidationError
+
+from pipeline.metrics import Metrics
+from pipeline.profiles import MemoryProfiles, RedisProfiles, make_profiles
+from pipeline.settings import ProfilesSettings
+from tests.redis_server import RedisServer
+
+pytestmark = pytest.mark.asyncio
+
+
+class Opened:
+    def __init__(self, redis: RedisServer, **settings: Any) -> None:
+        self.metrics = Metrics(CollectorRegistry())
+        made = make_profiles(ProfilesSettings(redis_url=SecretStr(redis.url), **settings), self.metrics)
+        assert isinstance(made, RedisProfiles)
+        self.profiles = made
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"decision_pipeline_{name}", labels) or 0.0
+
+
+@asynccontextmanager
+async def opened(redis: RedisServer, **settings: Any) -> AsyncIterator[Opened]:
+    made = Opened(redis, **settings)
+    try:
+        yield made
+    finally:
+        await made.profiles.close()
+
+
+async def answering(made: Opened) -> None:
+    """Until Redis is asked again after an outage."""
+    async with asyncio.timeout(10):
+        while await made.profiles.lookup("anyone") is None:  # noqa: ASYNC110 - a pause of its own, of a second
+            await asyncio.sleep(0.02)
+
+
+async def test_what_is_saved_is_found_and_lies_there_as_the_agent_would_have_it(redis: RedisServer) -> None:
+    async with opened(redis) as made:
+        assert await made.profiles.lookup("ann") == {}
+        await made.profiles.save("ann", {"100": "1001", "200": "2002"})
+        assert await made.profiles.lookup("ann") == {"100": "1001", "200": "2002"}
+        assert made.count("profile_lookups_total", outcome="none") == 1
+        assert made.count("profile_lookups_total", outcome="found") == 1
+        assert made.count("profile_saves_total", outcome="ok") == 1
+    raw = redis.client.get("profile:ann")
+    assert isinstance(raw, bytes)
+    assert json.loads(raw) == {"100": {"variation_id": "1001"}, "200": {"variation_id": "2002"}}
+    assert redis.client.pttl("profile:ann") == -1
+
+
+async def test_a_database_of_the_agent_is_read_as_it_stands(redis: RedisServer) -> None:
+    redis.client.set("žiga", '{"100":{"variation_id":"1001","more":1},"200":{},"300":{"variation_id":null}}')
+    async with opened(redis, key_prefix="") as made:
+        assert await made.profiles.lookup("žiga") == {"100": "1001"}
+
+
+async def test_a_profile_lives_as_long_as_is_set(redis: RedisServer) -> None:
+    async with opened(redis, ttl=60) as made:
+        await made.profiles.save("ann", {"1": "2"})
+    left = redis.client.pttl("profile:ann")
+    assert isinstance(left, int)
+    assert 50_000 < left <= 60_000
+
+
+async def test_what_is_asked_in_one_turn_is_one_request(redis: RedisServer) -> None:
+    users = [f"user-{number}" for number in range(500)]
+    async with opened(redis) as made:
+        before = redis.calls("mget")
+        found = await asyncio.gather(*map(made.profiles.lookup, users))
+        assert found == [{}] * 500
+        assert redis.calls("mget") == before + 1
+        await asyncio.gather(*(made.profiles.save(user, {"1": user}) for user in users))
+        assert made.count("profile_request_seconds_count", operation="save") == 1
+        assert await asyncio.gather(*map(made.profiles.lookup, users)) == [{"1": user} for user in users]
+        before = redis.calls("mget")
+        await asyncio.gather(*(made.profiles.lookup(f"many-{number}") for number in range(2001)))
+        assert redis.calls("mget") == before + 3
+
+
+async def test_of_two_saves_for_one_user_the_later_counts(redis: RedisServer) -> None:
+    async with opened(redis) as made:
+        await asyncio.gather(made.profiles.save("ann", {"1": "a"}), made.profiles.save("ann", {"1": "b"}))
+        assert await made.profiles.lookup("ann") == {"1": "b"}
+
+
+@pytest.mark.parametrize("value", ["{", "[]", '{"1":5}', '{"1":{"variation_id":7}}', b"\xff"])
+async def test_what_cannot_be_read_is_nobodys_empty_profile(redis: RedisServer, value: str | bytes) -> None:
+    redis.client.set("profile:ann", value)
+    async with opened(redis) as made:
+        assert await made.profiles.lookup("ann") is None
+        assert made.count("profile_lookups_total", outcome="unreadable") == 1
+
+
+@pytest.mark.parametrize("how", ["held", "gone"])
+async def test_while_redis_is_away_nobody_waits_for_long_and_it_is_used_again_when_it_is_back(
+    redis: RedisServer, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(redis, timeout=0.2) as made:
+        await made.profiles.save("ann", {"1": "a"})
+        redis.hold() if how == "held" else redis.stop()
+        try:
+            async with asyncio.timeout(2):
+                assert await asyncio.gather(*(made.profiles.lookup(name) for name in ("ann", "bob"))) == [None, None]
+                # Right after it nothing is asked for: the next hundred do not wait at all.
+                assert [await made.profiles.lookup("ann") for _ in range(100)] == [None] * 100
+                await made.profiles.save("ann", {"1": "b"})
+            assert made.count("profile_lookups_total", outcome="failed") == 102
+            assert made.count("profile_saves_total", outcome="failed") == 1
+            assert made.count("profile_request_seconds_count", operation="lookup") == 1
+        finally:
+            redis.go_on() if how == "held" else redis.start()
+        await answering(made)
+        assert await made.profiles.lookup("ann") == ({"1": "a"} if how == "held" else {})
+        await made.profiles.save("ann", {"1": "c"})
+        assert await made.profiles.lookup("ann") == {"1": "c"}
+
+
+async def test_a_connection_that_was_idle_when_redis_restarted_is_no_failure(redis: RedisServer) -> None:
+    async with opened(redis) as made:
+        assert await made.profiles.lookup("ann") == {}
+        redis.stop()
+        redis.start()
+        assert await made.profiles.lookup("ann") == {}
+        assert made.count("profile_lookups_total", outcome="failed") == 0
+
+
+async def test_a_stop_cancels_who_waits(redis: RedisServer) -> None:
+    async with opened(redis, timeout=30) as made:
+        redis.hold()
+        try:
+            waiting = asyncio.ensure_future(made.profiles.lookup("ann"))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            await made.profiles.close()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        finally:
+            redis.go_on()
+
+
+async def test_in_memory_the_one_asked_for_longest_ago_leaves_first() -> None:
+    metrics = Metrics(CollectorRegistry())
+    profiles = make_profiles(ProfilesSettings(single_worker=True, max_users=2), metrics)
+    assert isinstance(profiles, MemoryProfiles)
+    for user in ("ann", "bob"):
+        await profiles.save(user, {"1": user})
+    assert await profiles.lookup("ann") == {"1": "ann"}
+    await profiles.save("cid", {"1": "cid"})
+    assert [await profiles.lookup(user) for user in ("ann", "bob", "cid")] == [{"1": "ann"}, {}, {"1": "cid"}]
+    await profiles.close()
+    assert await profiles.lookup("ann") == {}
+
+
+async def test_profiles_are_kept_only_where_it_is_said() -> None:
+    assert make_profiles(ProfilesSettings(), Metrics(CollectorRegistry())) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"redis_url": "redis://h:1/0", "single_worker": True}, "exclude each other"),
+        ({"redis_url": "h:1"}, "must begin with redis://"),
+        ({"timeout": 0}, "greater than 0"),
+    ],
+)
+async def test_settings_that_do_not_fit(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        ProfilesSettings(**settings)
