@@ -54,8 +54,9 @@ check: setup-dev ## All that must hold before a merge: format, lint, types, laye
 	$(call part,prometheus,$(RUN) tests.k8s.scrape)
 	$(call part,tests,$(RUN) pytest $(ARGS))
 
-conformance: setup-dev ## Compare decisions with the official SDK; ARGS="100000 7" sets number and seed
-	@$(RUN) tests.conformance $(ARGS)
+conformance: setup-dev ## Compare decisions with the official SDK; N=1000000 SEED=7 JOBS=2; KEEP=dir keeps a case that differs
+	@$(RUN) tests.conformance $(if $(N),--number $(N)) $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS)) \
+		$(if $(KEEP),--keep "$(KEEP)") $(ARGS)
 
 bench: setup-dev ## Cost of a request beside a floor and a naive worker; QUICK=1 takes three minutes
 	@$(RUN) tests.benchmarks $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)

@@ -1,75 +1,169 @@
-"""One generated case decided twice, by us and by the SDK, and how the two differ."""
+"""One case decided twice, by us and by the SDK, and how the two differ."""
 
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from pipeline.decision import Facts
+from msgspec.structs import replace
+
+from pipeline.decision import Facts, Prediction, answer
+from pipeline.messages.decide import DecideRequest, parse_decide_request
 from pipeline.project import ProjectConfig, compile_datafile
-from tests.conformance.generator import Case, Generator, Json, user_ids
-from tests.conformance.oracle import Oracle
-from tests.decision.deciding import settled
+from tests.conformance.dice import Json
+from tests.conformance.oracle import Oracle, Theirs
+from tests.conformance.requests import Case
 
-_COMPARED = ("variationKey", "enabled", "ruleKey", "flagKey", "experimentId", "variationId", "decisionEventDispatched")
-CASES_PER_PROJECT = 30
-
-
-def differences(project: ProjectConfig, oracle: Oracle, case: Case) -> list[str]:
-    ours = json.loads(settled(project, case.request, Facts(case.segments)).value)
-    decisions, impressions, attributes = oracle.answer(case)
-    return [
-        *_decisions(case, ours["decisions"], decisions),
-        *_tracking(ours.get("tracking"), impressions, attributes),
-    ]
+_COMPARED = (
+    "variationKey", "enabled", "ruleKey", "flagKey", "userContext", "experimentId", "variationId", "ruleType",
+    "decisionEventDispatched",
+)  # fmt: skip
+_ENVELOPE = ("accountId", "projectId", "region", "anonymizeIp", "attributes")
+_MOST_ROUNDS = 20
 
 
-def _decisions(case: Case, ours: list[Json], theirs: dict[str, Json]) -> Iterator[str]:
-    keys = [decision["flagKey"] for decision in ours]
-    if set(keys) != set(theirs) or len(keys) != len(theirs):
-        yield f"flags {keys}, SDK {sorted(theirs)}"
+class Difference(NamedTuple):
+    """`what` is what differs, `text` how: ours first."""
+
+    what: str
+    text: str
+
+
+@dataclass
+class Ours:
+    result: Json
+    learned: dict[str, str] | None
+    asked: dict[str, Json]
+    """Attributes by attribute id that a prediction was wanted for, by rule id."""
+
+
+def facts_of(case: Case) -> Facts:
+    return Facts(None if case.segments is None else frozenset(case.segments), case.profile)
+
+
+def request_of(case: Case) -> DecideRequest:
+    request = parse_decide_request(json.dumps(case.request).encode(), max_bytes=10**6)
+    assert request.error is None, request.error
+    return request
+
+
+def ours(project: ProjectConfig, case: Case, request: DecideRequest) -> Ours:
+    """Our decision, given each prediction it turns out to depend on."""
+    facts, asked = facts_of(case), dict[str, Json]()
+    for _ in range(_MOST_ROUNDS):
+        found = answer(project, request, facts, source="t-0-1", timestamp=1)
+        if not found.wanted:
+            return Ours(json.loads(found.value), dict(found.learned) if found.learned else None, asked)
+        assert asked.keys().isdisjoint(found.wanted), f"wanted again: {found.wanted}"
+        asked |= {rule_id: wanted.attributes for rule_id, wanted in found.wanted.items()}
+        fetched = {rule_id: _prediction(case, rule_id) for rule_id in found.wanted}
+        facts = replace(facts, predictions={**(facts.predictions or {}), **fetched})
+    raise AssertionError(f"still wanted after {_MOST_ROUNDS} rounds: {found.wanted}")
+
+
+def _prediction(case: Case, rule_id: str) -> Prediction | None:
+    told = (case.predictions or {}).get(rule_id)
+    return None if told is None else Prediction(told["variationId"], told["uuid"])
+
+
+class Comparison:
+    """Both sides, given one datafile after another."""
+
+    def __init__(self, oracle: Oracle | None = None) -> None:
+        self.oracle = oracle or Oracle()
+        self._project: ProjectConfig
+
+    def take(self, datafile: Json) -> list[Difference]:
+        """Read a datafile on both sides. Raises Refused if the SDK does not take it; we must take it all the same."""
+        try:
+            self._project = compile_datafile(json.dumps(datafile).encode())
+        except Exception as error:  # noqa: BLE001 - any is a difference
+            self.oracle.take(datafile)
+            return [Difference(f"refused: {error}", f"{error!r}, the SDK takes the datafile")]
+        return list(_read_differently(self._project, self.oracle.take(datafile)))
+
+    def differences(self, case: Case) -> list[Difference]:
+        """In a decision on the datafile that was taken last."""
+        request = request_of(case)
+        try:
+            found = ours(self._project, case, request)
+        except Exception as error:  # noqa: BLE001 - any is a difference
+            return [Difference(f"raised {type(error).__name__}", repr(error))]
+        try:
+            expected = self.oracle.answer(case, request)
+        except Exception as error:  # noqa: BLE001 - what the SDK does not survive must not be generated
+            return [Difference("SDK raised", repr(error))]
+        return [
+            *_decisions(request, found.result["decisions"], expected.decisions),
+            *_tracking(found.result, expected),
+            *_facts(case, found, expected),
+        ]
+
+
+def _read_differently(project: ProjectConfig, config: Any) -> Iterator[Difference]:
+    """What other parts of the pipeline take from a datafile than decisions."""
+    segments = {name for name in config.all_segments if isinstance(name, str) and name}
+    integrated = config.host_for_odp and config.public_key_for_odp
+    odp = project.odp and (project.odp.host, project.odp.key, set(project.odp.segments_to_check))
+    pairs = {
+        "integration": (odp, (config.host_for_odp, config.public_key_for_odp, segments) if integrated else None),
+        "events": (dict(project.events), {key: event.id for key, event in config.event_key_map.items()}),
+        "flags": (list(project.flags), list(config.feature_key_map)),
+        "sdkKey": (project.sdk_key, config.sdk_key or ""),
+        "environmentKey": (project.environment_key, config.environment_key or ""),
+        "sendFlagDecisions": (project.send_flag_decisions, bool(config.send_flag_decisions)),
+        "botFiltering": (project.bot_filtering, config.bot_filtering),
+    }
+    for what, (our, their) in pairs.items():
+        if our != their:
+            yield Difference(what, f"{our!r}, SDK {their!r}")
+
+
+def _decisions(request: DecideRequest, found: list[Json], expected: dict[str, Json]) -> Iterator[Difference]:
+    keys = [decision["flagKey"] for decision in found]
+    if set(keys) != set(expected) or len(keys) != len(expected):
+        yield Difference("flags", f"{keys}, SDK {sorted(expected)}")
         return
-    if case.request.keys and keys != [key for key in case.request.keys if key in theirs]:
-        yield f"order of flags {keys}"
-    for decision in ours:
-        expected = theirs[decision["flagKey"]]
-        for name in _COMPARED:
-            if decision[name] != expected[name]:
-                yield f"{decision['flagKey']}.{name}: {decision[name]!r}, SDK {expected[name]!r}"
-        variables = decision.get("variables", {})
-        if json.dumps(variables, sort_keys=True) != json.dumps(expected["variables"], sort_keys=True):
-            yield f"{decision['flagKey']}.variables: {variables}, SDK {expected['variables']}"
+    if request.keys and keys != [key for key in request.keys if key in expected]:
+        yield Difference("order", f"{keys} for {request.keys}")
+    for decision in found:
+        theirs = expected[decision["flagKey"]]
+        known = ((name, decision[name]) for name in _COMPARED)
+        for name, value in (*known, ("variables", decision.get("variables", {}))):
+            if _written(value) != _written(theirs[name]):
+                yield Difference(name, f"{decision['flagKey']}.{name}: {value!r}, SDK {theirs[name]!r}")
+        if theirs["failure"] is not None and decision["reasons"] != [theirs["failure"]]:
+            yield Difference("failure", f"{decision['reasons']}, SDK {theirs['failure']}")
 
 
-def _tracking(ours: Json | None, impressions: list[Json], attributes: list[Json] | None) -> Iterator[str]:
-    if ours is None:
-        if impressions:
-            yield f"no tracking, SDK {impressions}"
+def _written(value: object) -> str:
+    """1, 1.0 and true are equal in Python; here they are not."""
+    return json.dumps(value, sort_keys=True)
+
+
+def _tracking(result: Json, expected: Theirs) -> Iterator[Difference]:
+    tracking = result.get("tracking")
+    if tracking is None or expected.envelope is None:
+        if tracking is not None or expected.envelope is not None:
+            yield Difference("tracking", f"{tracking}, SDK {expected.envelope} {expected.impressions}")
         return
-    if ours["impressions"] != impressions:
-        yield f"impressions {ours['impressions']}, SDK {impressions}"
-    typed = [{"entity_id": one["entity_id"], "key": one["key"], "type": "custom", "value": one["value"]}
-             for one in ours["attributes"]]  # fmt: skip
-    if attributes is not None and sorted(map(json.dumps, typed)) != sorted(
-        json.dumps({name: one[name] for name in ("entity_id", "key", "type", "value")}) for one in attributes
-    ):
-        yield f"attributes {typed}, SDK {attributes}"
+    if tracking["impressions"] != expected.impressions:
+        yield Difference("impressions", f"{tracking['impressions']}, SDK {expected.impressions}")
+    for one in tracking["attributes"]:
+        one["type"] = "custom"
+    pairs = [(name, tracking[name]) for name in _ENVELOPE]
+    for name, value in (("revision", result["revision"]), *pairs):
+        if _written(value) != _written(expected.envelope[name]):
+            yield Difference(f"tracking {name}", f"{value!r}, SDK {expected.envelope[name]!r}")
 
 
-def compare(seed: int, count: int) -> tuple[int, list[str]]:
-    """How many decisions were compared in `count` cases from `seed` on, and the first differences found."""
-    compared = 0
-    generator = Generator(seed)
-    users = user_ids(random.Random(seed), 20)
-    while compared < count:
-        document = generator.project(users)
-        project, oracle = compile_datafile(json.dumps(document).encode()), Oracle(document)
-        for number in range(CASES_PER_PROJECT):
-            case = generator.case(document, users)
-            compared += 1
-            found = differences(project, oracle, case)
-            if found:
-                where = f"seed {seed}, revision {document['revision']}, case {number}"
-                return compared, [f"{where}: {text}\n  {case}\n  {json.dumps(document)}" for text in found]
-    return compared, []
+def _facts(case: Case, found: Ours, expected: Theirs) -> Iterator[Difference]:
+    if found.learned is None:
+        if expected.saved is not None:
+            yield Difference("learned", f"nothing, SDK saved {expected.saved}")
+    elif expected.saved is None or {**(case.profile or {}), **found.learned} != expected.saved:
+        yield Difference("learned", f"{found.learned} to {case.profile}, SDK saved {expected.saved}")
+    if _written(found.asked) != _written(expected.asked):
+        yield Difference("asked", f"{found.asked}, SDK {expected.asked}")
