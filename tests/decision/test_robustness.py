@@ -114,7 +114,7 @@ def whole() -> ProjectConfig:
     return compile_datafile(json.dumps(WHOLE).encode())
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(REQUESTS, FACTS)
 def test_any_request(document: Json, facts: Facts) -> None:
     asked = parsed(document)
@@ -123,7 +123,7 @@ def test_any_request(document: Json, facts: Facts) -> None:
         assert [one["flagKey"] for one in result["decisions"]] == list(asked.keys or whole().flags)
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(damaged(), st.lists(_USUAL, min_size=2, max_size=2), FACTS)
 def test_any_request_on_a_damaged_datafile(datafile: Json, documents: list[Json], facts: Facts) -> None:
     try:
@@ -164,20 +164,28 @@ def rejection(raw: bytes) -> tuple[str, str]:
         (b'\xff\xfe{"userId":"ada"}', "not_json", "str is not valid UTF-8: surrogates not allowed, at character 0"),
         (b'{"userId":"\xed\xa0\x80"}', "not_json", "str is not valid UTF-8: surrogates not allowed"),
         (b'{"userId":"ada","x":"\xff"}', "not_json", "str is not valid UTF-8: surrogates not allowed"),
-        (b'{"userId":"\\ud800"}', "not_json", ""),
-        (b'{"userId":"ada","userAttributes":{"a":"\\ud800"}}', "not_json", ""),
-        (b'{"userId":"ada","userAttributes":{"\\udfff":1}}', "not_json", ""),
-        (b'{"userId":"ada","x":"\\ud800x"}', "not_json", ""),
-        (b'{"userId":"ada","userAttributes":{"a":NaN}}', "not_json", "unexpected character"),
-        (b'{"userId":"ada","userAttributes":{"a":Infinity}}', "not_json", "unexpected character"),
-        (b'{"userId":"ada","userAttributes":{"a":-Infinity}}', "not_json", ""),
+        (b'{"userId":"\\ud800"}', "not_json", "no low surrogate in string, at character 11"),
+        (
+            b'{"userId":"ada","userAttributes":{"a":"\\ud800"}}',
+            "not_json",
+            "no low surrogate in string, at character 39",
+        ),
+        (b'{"userId":"ada","userAttributes":{"\\udfff":1}}', "not_json", "invalid high surrogate in string, at"),
+        (b'{"userId":"ada","x":"\\ud800x"}', "not_json", "no low surrogate in string, at"),
+        (b'{"userId":"ada","userAttributes":{"a":NaN}}', "not_json", "unexpected character, expected a JSON value, at"),
+        (
+            b'{"userId":"ada","userAttributes":{"a":Infinity}}',
+            "not_json",
+            "unexpected character, expected a JSON value, at",
+        ),
+        (b'{"userId":"ada","userAttributes":{"a":-Infinity}}', "not_json", "no digit after sign, at character 39"),
         (
             b'{"userId":"ada","x":' + b"[" * 10**5 + b"]" * 10**5 + b"}",
             "not_json",
             "depth limit exceeded, at character ",
         ),
         (b'{"a":' * 10**5 + b"1" + b"}" * 10**5, "not_json", "depth limit exceeded, at character "),
-        (b'{"userId":"ada"', "not_json", ""),
+        (b'{"userId":"ada"', "not_json", "unexpected end of data, at character 15"),
         (b'{"userId":"ada","pad":"' + b"x" * 50 * 1024**2 + b'"}', "too_large", "52428825 bytes; at most 1048576 are"),
         (b'{"userId":"ada","userId":5}', "user_id_missing", "userId is no string"),
     ],

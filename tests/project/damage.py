@@ -56,8 +56,9 @@ _AUDIENCES = {
 }
 _VARIABLES = (
     ("v1", "text", "string", "none", None), ("v2", "limit", "integer", "5", None),
-    ("v3", "rate", "double", "0.5", None), ("v4", "on", "boolean", "true", None), ("v5", "blob", "string", '{"a": [1]}', "json"),
-    ("v6", "list", "json", "[1, 2]", None), ("v7", "color", "color", "#fff", None),
+    ("v3", "rate", "double", "0.5", None), ("v4", "on", "boolean", "true", None),
+    ("v5", "blob", "string", '{"a": [1]}', "json"), ("v6", "list", "json", "[1, 2]", None),
+    ("v7", "color", "color", "#fff", None),
 )  # fmt: skip
 _AB = _rule(
     "1", "ab", _variation("101", "on", v1="own", v2="x"), _variation("102", "off", enabled=False),

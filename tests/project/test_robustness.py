@@ -61,7 +61,7 @@ def test_any_json(anything: Any, sections: Json) -> None:
     taken(document(**sections))
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(damaged())
 def test_a_damaged_datafile(datafile: Json) -> None:
     taken(json.dumps(datafile).encode())
@@ -87,14 +87,17 @@ def test_the_whole_one_is_taken() -> None:
         ),
         (b"\xff\xfe" + document(), "not JSON: str is not valid UTF-8: surrogates not allowed"),
         (document()[:-1] + b', "x": "\xc3("}', "not JSON: str is not valid UTF-8: surrogates not allowed"),
-        (document()[:-1] + b', "x": "\\ud800"}', "not JSON: "),
-        (document()[:-1] + b', "\\udfff": 1}', "not JSON: "),
-        (document()[:-1] + b', "x": NaN}', "not JSON: unexpected character"),
-        (document()[:-1] + b', "x": -Infinity}', "not JSON: "),
-        (document()[:-1], "not JSON: "),
-        (document() + b"x", "not JSON: "),
+        (document()[:-1] + b', "x": "\\ud800"}', "not JSON: no low surrogate in string: line 1 column "),
+        (document()[:-1] + b', "\\udfff": 1}', "not JSON: invalid high surrogate in string: line 1 column "),
+        (document()[:-1] + b', "x": NaN}', "not JSON: unexpected character, expected a JSON value: line 1 "),
+        (document()[:-1] + b', "x": -Infinity}', "not JSON: no digit after sign: line 1 column "),
+        (document()[:-1], "not JSON: unexpected end of data: line 1 column "),
+        (document() + b"x", "not JSON: unexpected content after document: line 1 column "),
         (b"[" * 10**5 + b"]" * 10**5, "not JSON: depth limit exceeded: line 1 column "),
-        (document()[:-1] + b', "x": ' + b'{"a":' * 10**5 + b"1" + b"}" * 10**6 + b"}", "not JSON: "),
+        (
+            document()[:-1] + b', "x": ' + b'{"a":' * 10**5 + b"1" + b"}" * 10**6 + b"}",
+            "not JSON: depth limit exceeded: ",
+        ),
     ],
 )
 def test_what_is_no_json_is_told_with_its_place(raw: bytes, told: str) -> None:
