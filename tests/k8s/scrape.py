@@ -1,14 +1,15 @@
 """Alerts and dashboard, asked of a real Prometheus that scrapes a real worker under mixed traffic.
 
-`python -m tests.k8s.scrape` (`make prometheus`, a part of `make check`) starts Kafka, the stand-ins, a worker and
-Debian's Prometheus with the rules loaded, evaluates every alert and every query of the dashboard, and prints what each
-gave. Ends with 1 if one cannot be evaluated, if a panel is empty that should not be, or if an alert is active that
+`python -m tests.k8s.scrape` (`make prometheus`, a part of `make check`) starts Kafka, Redis, the stand-ins, a worker
+and Debian's Prometheus with the rules loaded, evaluates every alert and every query of the dashboard, and prints what
+each gave. Ends with 1 if one cannot be evaluated, if a panel is empty that should not be, or if an alert is active that
 should be quiet. Everything it starts ends with it. No test: no wheel carries Prometheus.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -16,11 +17,12 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.errors import StartFailed
 from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.processes import StandIns, until
+from pipeline.sandbox.project_data import API_KEYS, datafile
 from pipeline.sandbox.traffic import Sent, Stream, decide_requests, odp_events, track_events
 from pipeline.sandbox.worker import Worker
 from tests.flows.wire import Outgoing, Writer
@@ -28,6 +30,7 @@ from tests.k8s.dashboard import QUERIES, VARIABLES, resolved, selector_and_label
 from tests.k8s.prometheus import Prometheus, QueryFailed, Series, running
 from tests.k8s.prometheus_rule import RULES
 from tests.k8s.promql import exported
+from tests.redis_server import RedisServer
 from tests.support import create_topics, unique_topics, worker_env
 
 PARTITIONS = 4
@@ -48,6 +51,10 @@ STILL = {
     "Batches that had to wait for a slot (A)": _UNTROUBLED,
     "Results found published already (A)": _UNTROUBLED,
     "Users put out because the cache was full (A)": _UNTROUBLED,
+    "Profiles that could not be read or saved (A)": _UNTROUBLED,
+    "Profiles that could not be read or saved (B)": _UNTROUBLED,
+    "Predictions that could not be had (A)": _UNTROUBLED,
+    "Predictions put out because the cache was full (A)": _UNTROUBLED,
     "Services held (A)": _UNTROUBLED,
     "Denied and stale keys (B)": _UNTROUBLED,
     "Longest stall of the event loop since the start (A)": _UNTROUBLED,
@@ -79,6 +86,19 @@ class Asked(NamedTuple):
         return sum(any(series.values) for series in self.series)
 
 
+def with_a_bandit(project: dict[str, Any]) -> bytes:
+    """The sandbox's datafile with a contextual bandit in one flag, so that its traffic asks for predictions."""
+    key = "dark_mode"
+    variations = [{"id": f"3010{n}", "key": name, "featureEnabled": n > 1} for n, name in enumerate(("off", "on"), 1)]
+    bandit = {
+        "id": "3010", "key": "dark_bandit", "layerId": "93010", "status": "Running", "audienceIds": [],
+        "forcedVariations": {}, "variations": variations, "trafficAllocation": [],
+        "cmab": {"attributeIds": ["801"], "trafficAllocation": 10_000},
+    }  # fmt: skip
+    flags = [flag | ({"experimentIds": ["3010"]} if flag["key"] == key else {}) for flag in project["featureFlags"]]
+    return json.dumps(project | {"experiments": [*project["experiments"], bandit], "featureFlags": flags}).encode()
+
+
 class Scene:
     """A worker on topics of its own, whose start waits for the CDN, and who may send to it."""
 
@@ -86,9 +106,14 @@ class Scene:
         kafka = stack.enter_context(LocalKafka())
         self.stand_ins = stack.enter_context(StandIns())
         self.topics = unique_topics()
+        for sdk_key in API_KEYS:
+            self.stand_ins.put_datafile(sdk_key, with_a_bandit(datafile(sdk_key, self.stand_ins.odp_host)))
         asyncio.run(create_topics(kafka.bootstrap_servers, self.topics, PARTITIONS, PARTITIONS))
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="decision-pipeline-scrape-")))
-        environment = worker_env(kafka, self.topics, self.stand_ins, QUICK)
+        redis = stack.enter_context(RedisServer(log=directory / "redis.log"))
+        # A machine that is busy is no trouble of Redis.
+        settings = QUICK | {"PROFILES__REDIS_URL": redis.url, "PROFILES__TIMEOUT": "5"}
+        environment = worker_env(kafka, self.topics, self.stand_ins, settings)
         self.worker = Worker(environment, log=directory / "worker.log", remove=directory)
         self._writer = Writer(kafka.bootstrap_servers)
         # What happens at a start happens after the first scrape: a rate sees nothing of a series that begins above 0.

@@ -41,7 +41,7 @@ def test_every_panel_has_an_id_a_title_and_a_place_of_its_own() -> None:
 
 def test_the_rows_follow_the_flow() -> None:
     assert [row["title"].split(":")[0] for row in ROWS] == [
-        "Flow", "Decide", "Segments", "Dispatch", "Datafiles", "Process and group",
+        "Flow", "Decide", "Segments", "Sticky profiles", "Predictions", "Dispatch", "Datafiles", "Process and group",
     ]  # fmt: skip
     assert [panel["gridPos"]["y"] for panel in DASHBOARD["panels"]] == sorted(
         panel["gridPos"]["y"] for panel in DASHBOARD["panels"]
@@ -116,8 +116,11 @@ def test_the_line_of_an_alert_is_where_the_alert_is() -> None:
         "Age of the oldest record not settled": ("DecisionsLate", "EventsLate"),
         "Answered with an error": ("RequestsFail",),
         "Expired": ("RequestsExpire",),
+        "Profiles that could not be read or saved": ("ProfilesFail",),
+        "Predictions that could not be had": ("PredictionsFail",),
     }.items():
-        assert lines[title] == [float(rules[f"DecisionPipeline{alert}"].split(" > ")[1]) for alert in alerts], title
+        bounds = [{*map(float, re.findall(r" > ([\d.]+)", rules[f"DecisionPipeline{alert}"]))} for alert in alerts]
+        assert [{line} for line in lines[title]] == bounds, title
 
 
 def test_every_metric_is_on_a_panel() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 
+from pipeline.metrics import Metrics
 from pipeline.settings import TopicsSettings
 from tests.k8s.prometheus_rule import RESOURCE, RULES, resource
 from tests.k8s.promql import TARGET_LABELS, exported, metrics_in, mistakes
@@ -82,6 +84,24 @@ def test_every_outcome_of_a_request_without_a_decision_has_an_alert() -> None:
     assert asked == {"error", "expired"}
 
 
+def test_an_outcome_asked_for_is_one_that_the_metric_has() -> None:
+    # Its help text names them all. One that no worker counts would make an alert that never fires.
+    told = {
+        f"{described.name}_total": set(re.findall(r"\w+", described.documentation))
+        for collector in vars(Metrics(CollectorRegistry())).values()
+        if not isinstance(collector, CollectorRegistry)
+        for described in collector.describe()
+    }
+    asked = {
+        (name, outcome)
+        for alert in ALERTS
+        for name, outcomes in re.findall(r'(\w+)\{outcome[!=]=?~?"([\w|]+)"', alert["expr"])
+        for outcome in outcomes.split("|")
+    }
+    assert len(asked) > 8
+    assert {(name, outcome) for name, outcome in asked if outcome not in told[name]} == set()
+
+
 def test_every_alert_is_seen_to_fire() -> None:
     fired = set(re.findall(r'alertname="(\w+)"', str([case["promql_expr_test"] for case in CASES["tests"]])))
     assert fired == {one["alert"] for one in ALERTS}
@@ -108,6 +128,7 @@ def test_every_sign_of_trouble_has_an_alert() -> None:
     trouble = {
         "lag_seconds", "partitions_blocked", "upstream_held", "datafile_key_denied", "datafile_stale",
         "dead_letters_total", "offsets_out_of_range_total", "commits_total", "event_loop_longest_stall_seconds",
-        "results_recovered_total", "segment_failures_total", "rebalances_total",
+        "results_recovered_total", "segment_failures_total", "rebalances_total", "profile_lookups_total",
+        "profile_saves_total", "cmab_requests_total",
     }  # fmt: skip
     assert {f"decision_pipeline_{name}" for name in trouble} - asked == set()
