@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,80 +19,28 @@ from pydantic import SecretStr
 
 from pipeline.api.operations import Operations
 from pipeline.settings import ROLES, OpsSettings, Settings, load_settings
+from tests.k8s.manifests import (
+    BASE,
+    GUIDE,
+    K8S,
+    SECRETS,
+    SELECTED,
+    WORKLOADS,
+    Document,
+    built_overlay,
+    container_of,
+    each_role,
+    environment_of,
+    labels_of,
+    matches,
+    of_kind,
+    pod_of,
+    the,
+)
 
 ROOT = Path(__file__).parents[2]
-K8S = ROOT / "k8s"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
-GUIDE = (K8S / "README.md").read_text("utf-8")
-# The file secret.env as k8s/README.md shows it.
-(_SECRET_ENV,) = re.findall(r"^```sh\n(PIPELINE_OPTIMIZELY.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
-SECRET = dict(line.split("=", 1) for line in _SECRET_ENV.splitlines())
-SELECTED = {"app.kubernetes.io/name": "decision-pipeline", "app.kubernetes.io/instance": "decision-pipeline"}
-
 CAFILE = "PIPELINE_KAFKA__SSL_CAFILE"
-
-Document = dict[str, Any]
-
-
-def built(directory: Path) -> list[Document]:
-    """What `kubectl kustomize` makes of a directory. kubectl comes with the packages of the tests."""
-    kubectl = Path(sys.executable).parent / "kubectl"
-    done = subprocess.run(
-        [str(kubectl), "kustomize", str(directory)], capture_output=True, text=True, timeout=60, env={"HOME": "/"}
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return list(yaml.safe_load_all(done.stdout))
-
-
-BASE = built(K8S / "base")
-
-
-def of_kind(kind: str, documents: list[Document] = BASE) -> list[Document]:
-    return [one for one in documents if one["kind"] == kind]
-
-
-def the(kind: str, documents: list[Document] = BASE) -> Document:
-    (one,) = of_kind(kind, documents)
-    return one
-
-
-WORKLOADS = of_kind("StatefulSet")
-
-
-def each_role() -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("workload", WORKLOADS, ids=[one["metadata"]["name"] for one in WORKLOADS])
-
-
-def pod_of(workload: Document) -> Document:
-    pod: Document = workload["spec"]["template"]["spec"]
-    return pod
-
-
-def container_of(workload: Document) -> Document:
-    (container,) = pod_of(workload)["containers"]
-    return dict(container)
-
-
-def labels_of(workload: Document) -> dict[str, str]:
-    labels: dict[str, str] = workload["spec"]["template"]["metadata"]["labels"]
-    return labels
-
-
-def environment_of(workload: Document, documents: list[Document] = BASE) -> dict[str, str]:
-    """What the process finds in its environment, with the Secret that README.md asks for."""
-    container = container_of(workload)
-    config = the("ConfigMap", documents)
-    from_config, from_secret = container["envFrom"]
-    assert config["data"]["PIPELINE_KAFKA__BOOTSTRAP_SERVERS"]
-    assert from_config == {"configMapRef": {"name": config["metadata"]["name"]}}
-    assert from_secret == {"secretRef": {"name": "decision-pipeline"}}
-    own = {one["name"]: one.get("value", workload["metadata"]["name"] + "-0") for one in container.get("env", [])}
-    return {**config["data"], **SECRET, **own}
-
-
-def matches(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
-    return selector.items() <= labels.items()
 
 
 @pytest.mark.parametrize("version", ["1.31", "1.37"])
@@ -103,7 +50,7 @@ def test_a_manifest_is_valid(document: Document, version: str) -> None:
 
 
 def test_every_file_is_used() -> None:
-    for name in ("base", "kafka-ca", "topics", "monitoring", "rules", "dashboards"):
+    for name in ("base", "kafka-ca", "profiles", "topics", "monitoring", "rules", "dashboards"):
         kustomization = yaml.safe_load((K8S / name / "kustomization.yaml").read_text("utf-8"))
         generated = kustomization.get("configMapGenerator", [])
         used = {
@@ -159,7 +106,7 @@ def test_no_secret_is_in_the_repository() -> None:
     }
     assert secrets
     set_here = {*the("ConfigMap")["data"], *(one["name"] for role in WORKLOADS for one in container_of(role)["env"])}
-    assert set_here & {*SECRET, *secrets} == set()
+    assert set_here & {*SECRETS["decision-pipeline"], *secrets} == set()
 
 
 class _Waiting:
@@ -303,20 +250,16 @@ def test_the_brokers_named_are_where_the_network_policy_lets_through(port: int, 
 @pytest.fixture(scope="module")
 def overlay(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
     """What the overlay of k8s/README.md builds."""
-    directory = tmp_path_factory.mktemp("manifests")
-    shutil.copytree(K8S, directory / "k8s")
-    (text,) = re.findall(r"^```yaml\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
-    (directory / "k8s" / "production").mkdir()
-    (directory / "k8s" / "production" / "kustomization.yaml").write_text(text, "utf-8")
-    return built(directory / "k8s" / "production")
+    return built_overlay(tmp_path_factory.mktemp("manifests"))
 
 
 def test_the_overlay_shown_is_a_whole_installation(overlay: list[Document]) -> None:
     workloads = {one["metadata"]["name"]: one for one in of_kind("StatefulSet", overlay)}
-    own = [one for one in overlay if "dashboard" not in one["metadata"]["name"]]
     assert workloads["decision-pipeline-decide"]["spec"]["replicas"] == 8
     assert {one["metadata"]["namespace"] for one in overlay} == {"decisions"}
-    settings_of_all = [load_settings(environment_of(one, own)) for one in [*workloads.values(), the("Job", overlay)]]
+    settings_of_all = [
+        load_settings(environment_of(one, overlay)) for one in [*workloads.values(), the("Job", overlay)]
+    ]
     assert {one.kafka.security_protocol for one in settings_of_all} == {"SASL_SSL"}
     assert {one.optimizely.sdk_keys for one in settings_of_all} == {("key1", "key2")}
     # Merged with those of the base, not instead of them.
