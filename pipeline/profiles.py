@@ -118,8 +118,8 @@ class RedisProfiles:
         self._saves = {name: metrics.profile_saves.labels(name) for name in ("ok", "failed")}
         self._reads: _Together[str, bytes | None] = _Together(self._read_many)
         self._writes: _Together[tuple[str, bytes], None] = _Together(self._write_many)
-        self._down_until = 0.0
-        self._down = False
+        # Apart: a Redis that is full, or a user without the right, may be read and not written.
+        self._pauses = {"lookup": _Pause("profiles cannot be read"), "save": _Pause("profiles cannot be saved")}
 
     async def lookup(self, user_id: str) -> Profile | None:
         try:
@@ -161,32 +161,58 @@ class RedisProfiles:
         async with self._redis.pipeline(transaction=False) as pipe:
             for user_id, value in profiles:
                 pipe.set(self._prefix + user_id, value, px=self._ttl_ms or None)
-            await self._within("save", pipe.execute)
-        return [None] * len(profiles)
+            # An error it raised itself would quote the command, and so the user.
+            written = await self._within("save", lambda: _checked(pipe.execute(raise_on_error=False)))
+        return [None] * len(written)
 
     async def _within(self, what: str, request: Callable[[], Awaitable[_A]]) -> _A:
         """The answer to one request. After a failure none is made for a second: nobody waits for what is down.
 
         Raises _Unanswered.
         """
-        if time.monotonic() < self._down_until:
+        pause = self._pauses[what]
+        if time.monotonic() < pause.until:
             raise _Unanswered
         started = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout), self._connections:
                 answer = await request()
         except (RedisError, OSError, TimeoutError) as error:
-            self._down_until = time.monotonic() + _PAUSE_SECONDS
-            if not self._down:
-                self._down = True
-                log.warning("Redis does not answer: decisions are made without profiles", reason=_said(error))
+            pause.begin(error)
             raise _Unanswered from error
         finally:
             self._seconds[what].observe(time.perf_counter() - started)
-        if self._down:
-            self._down = False
-            log.info("Redis answers: decisions are sticky again")
+        pause.end()
         return answer
+
+
+class _Pause:
+    """The time after a failure; one line when it begins and one when it is over, however often it is prolonged."""
+
+    def __init__(self, what: str) -> None:
+        self.until = 0.0
+        self._what = what
+        self._since: float | None = None
+
+    def begin(self, error: BaseException) -> None:
+        self.until = time.monotonic() + _PAUSE_SECONDS
+        if self._since is None:
+            self._since = time.monotonic()
+            log.warning(f"{self._what}: decisions are made all the same", reason=_said(error))
+
+    def end(self) -> None:
+        if self._since is not None:
+            log.info(f"{self._what}: over", seconds=round(time.monotonic() - self._since, 1))
+            self._since = None
+
+
+async def _checked(answers: Awaitable[list[object]]) -> list[object]:
+    """The answers to a pipeline. Raises the first error among them."""
+    found = await answers
+    for answer in found:
+        if isinstance(answer, RedisError):
+            raise answer
+    return found
 
 
 class _Unanswered(Exception):

@@ -85,6 +85,8 @@ class Predictions:
         if known is not None and known[0] == digest:
             self._lookups["hit"].inc()
             return known[1]
+        # Gone before the question, and so even if it fails: what no longer holds must not come back.
+        self._cache.drop(key)
         self._lookups["miss"].inc()
         task = self._under_way.get((key, digest))
         if task is None or invalidate:

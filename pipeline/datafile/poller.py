@@ -20,6 +20,7 @@ from urllib.parse import quote
 import structlog
 from yarl import URL
 
+from pipeline.datafile.compiling import compiled
 from pipeline.errors import AccessRefused, DatafileRefused, Unavailable, UpstreamError
 from pipeline.limits import Backoff
 from pipeline.messages.words import UNKNOWN_KEY
@@ -256,7 +257,7 @@ class _Watched:
         if digest == self._digest:
             return digest, None
         with self._compile_seconds.time():
-            return digest, self._compile(raw)
+            return digest, compiled(self._compile, raw)
 
     def _same(self, current: ProjectConfig, project: ProjectConfig) -> bool:
         """Whether nothing is to be swapped: as for the SDKs, the revision tells. Raises DatafileRefused."""

@@ -32,6 +32,15 @@ def test_least_recently_used_leaves_first() -> None:
     assert len(gone) == 1
 
 
+def test_what_is_dropped_is_gone() -> None:
+    cache = MemoryCache(size=2, timeout=0)
+    cache.put("a", 1)
+    cache.drop("a")
+    cache.drop("never there")
+    assert cache.peek("a") is None
+    assert len(cache) == 0
+
+
 def test_valid_while_younger_than_the_timeout() -> None:
     clock = Clock()
     cache = MemoryCache(size=10, timeout=600, clock=clock)

@@ -192,6 +192,17 @@ async def test_a_failure_is_tried_once_more_and_then_no_prediction(
         assert (said.out + said.err).count("predictions are back") == 1
 
 
+async def test_what_no_longer_holds_does_not_come_back_when_the_question_fails(stand_ins: StandIns) -> None:
+    async with opened(stand_ins, retries=0) as made:
+        invalidated, changed = await made.ask("ann"), await made.ask("bob", a=1)
+        stand_ins.control("cmab", status=500)
+        assert await made.ask("ann", options=frozenset({"INVALIDATE_USER_CMAB_CACHE"})) is None
+        assert await made.ask("bob", a=2) is None
+        stand_ins.control("cmab", status=None)
+        assert (await made.ask("ann")).uuid != invalidated.uuid
+        assert (await made.ask("bob", a=1)).uuid != changed.uuid
+
+
 async def test_what_is_refused_is_not_tried_again(stand_ins: StandIns) -> None:
     async with opened(stand_ins) as made:
         stand_ins.control("cmab", fail_next=1, fail_status=400)
