@@ -10,7 +10,7 @@ export VENV
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo test faults check conformance bench bench-check format readme rules prometheus lock clean
+.PHONY: help setup setup-dev demo test faults check conformance mutants bench bench-check format readme rules prometheus lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -57,6 +57,9 @@ check: setup-dev ## All that must hold before a merge: format, lint, types, laye
 conformance: setup-dev ## Compare decisions with the official SDK; N=1000000 SEED=7 JOBS=2; KEEP=dir keeps a case that differs
 	@$(RUN) tests.conformance $(if $(N),--number $(N)) $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS)) \
 		$(if $(KEEP),--keep "$(KEEP)") $(ARGS)
+
+mutants: setup-dev ## Put faults into the evaluator, N=500 of them by SEED=1, and see which the tests notice; STATE=file resumes
+	@$(RUN) tests.mutation $(if $(N),--number $(N)) $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS)) $(if $(STATE),--state $(STATE)) $(ARGS)
 
 bench: setup-dev ## Cost of a request beside a floor and a naive worker; QUICK=1 takes three minutes
 	@$(RUN) tests.benchmarks $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
