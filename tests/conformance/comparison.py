@@ -37,6 +37,8 @@ class Ours:
     learned: dict[str, str] | None
     asked: dict[str, Json]
     """Attributes by attribute id that a prediction was wanted for, by rule id."""
+    rounds: int
+    """How many times predictions were wanted."""
 
 
 def facts_of(case: Case) -> Facts:
@@ -52,10 +54,10 @@ def request_of(case: Case) -> DecideRequest:
 def ours(project: ProjectConfig, case: Case, request: DecideRequest) -> Ours:
     """Our decision, given each prediction it turns out to depend on."""
     facts, asked = facts_of(case), dict[str, Json]()
-    for _ in range(_MOST_ROUNDS):
+    for rounds in range(_MOST_ROUNDS):
         found = answer(project, request, facts, source="t-0-1", timestamp=1)
         if not found.wanted:
-            return Ours(json.loads(found.value), dict(found.learned) if found.learned else None, asked)
+            return Ours(json.loads(found.value), dict(found.learned) if found.learned else None, asked, rounds)
         assert asked.keys().isdisjoint(found.wanted), f"wanted again: {found.wanted}"
         asked |= {rule_id: wanted.attributes for rule_id, wanted in found.wanted.items()}
         fetched = {rule_id: _prediction(case, rule_id) for rule_id in found.wanted}
@@ -95,11 +97,19 @@ class Comparison:
             expected = self.oracle.answer(case, request)
         except Exception as error:  # noqa: BLE001 - what the SDK does not survive must not be generated
             return [Difference("SDK raised", repr(error))]
+        self.oracle.tally.facts.update(_met(case, found))
         return [
-            *_decisions(request, found.result["decisions"], expected.decisions),
-            *_tracking(found.result, expected),
+            *_decisions(request.keys or tuple(self._project.flags), found.result["decisions"], expected.decisions),
+            *_tracking(found.result, expected, self._project.event_attributes(request.attributes)),
             *_facts(case, found, expected),
         ]
+
+
+def _met(case: Case, found: Ours) -> Iterator[str]:
+    if case.profile is not None:
+        yield "a profile, and nothing learned" if found.learned is None else "a profile, and something learned"
+    if found.rounds:
+        yield "predictions wanted once" if found.rounds == 1 else "predictions wanted again"
 
 
 def _read_differently(project: ProjectConfig, config: Any) -> Iterator[Difference]:
@@ -121,21 +131,27 @@ def _read_differently(project: ProjectConfig, config: Any) -> Iterator[Differenc
             yield Difference(what, f"{our!r}, SDK {their!r}")
 
 
-def _decisions(request: DecideRequest, found: list[Json], expected: dict[str, Json]) -> Iterator[Difference]:
+def _decisions(asked: tuple[str, ...], found: list[Json], expected: dict[str, Json]) -> Iterator[Difference]:
     keys = [decision["flagKey"] for decision in found]
     if set(keys) != set(expected) or len(keys) != len(expected):
         yield Difference("flags", f"{keys}, SDK {sorted(expected)}")
         return
-    if request.keys and keys != [key for key in request.keys if key in expected]:
-        yield Difference("order", f"{keys} for {request.keys}")
+    if keys != [key for key in asked if key in expected]:
+        yield Difference("order", f"{keys} for {asked}")
     for decision in found:
         theirs = expected[decision["flagKey"]]
-        known = ((name, decision[name]) for name in _COMPARED)
-        for name, value in (*known, ("variables", decision.get("variables", {}))):
-            if _written(value) != _written(theirs[name]):
-                yield Difference(name, f"{decision['flagKey']}.{name}: {value!r}, SDK {theirs[name]!r}")
+        own = {name: decision[name] for name in _COMPARED} | {"variables": decision.get("variables", {})}
+        for name in _unlike(own, {name: theirs[name] for name in own}):
+            yield Difference(name, f"{decision['flagKey']}.{name}: {own[name]!r}, SDK {theirs[name]!r}")
         if theirs["failure"] is not None and decision["reasons"] != [theirs["failure"]]:
             yield Difference("failure", f"{decision['reasons']}, SDK {theirs['failure']}")
+
+
+def _unlike(own: Json, theirs: Json) -> list[str]:
+    """Names of members that are not the same."""
+    if _written(own) == _written(theirs):
+        return []
+    return [name for name in own if _written(own[name]) != _written(theirs[name])]
 
 
 def _written(value: object) -> str:
@@ -143,7 +159,8 @@ def _written(value: object) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def _tracking(result: Json, expected: Theirs) -> Iterator[Difference]:
+def _tracking(result: Json, expected: Theirs, chosen: list[dict[str, object]]) -> Iterator[Difference]:
+    """`chosen` are the attributes as events carry them."""
     tracking = result.get("tracking")
     if tracking is None or expected.envelope is None:
         if tracking is not None or expected.envelope is not None:
@@ -153,10 +170,11 @@ def _tracking(result: Json, expected: Theirs) -> Iterator[Difference]:
         yield Difference("impressions", f"{tracking['impressions']}, SDK {expected.impressions}")
     for one in tracking["attributes"]:
         one["type"] = "custom"
-    pairs = [(name, tracking[name]) for name in _ENVELOPE]
-    for name, value in (("revision", result["revision"]), *pairs):
-        if _written(value) != _written(expected.envelope[name]):
-            yield Difference(f"tracking {name}", f"{value!r}, SDK {expected.envelope[name]!r}")
+    if chosen != tracking["attributes"]:
+        yield Difference("chosen", f"{chosen}, in the result {tracking['attributes']}")
+    own = {"revision": result["revision"]} | {name: tracking[name] for name in _ENVELOPE}
+    for name in _unlike(own, expected.envelope):
+        yield Difference(f"tracking {name}", f"{own[name]!r}, SDK {expected.envelope[name]!r}")
 
 
 def _facts(case: Case, found: Ours, expected: Theirs) -> Iterator[Difference]:

@@ -41,7 +41,7 @@ class _Parts:
         given = [self._experiment(own, pool) for _ in range(dice.of(0, 1, 1, 2, 3))]
         for one in given if dice.chance(0.3) else []:
             if dice.chance(0.7):
-                one["cmab"] = cmab(dice, self._attribute_ids)
+                one["cmab"] = cmab(dice, self._attribute_ids, self._users, one["id"])
         self.experiments += given
         ids = [one["id"] for one in given]
         rollout_id = self._rollout(number, own, pool)
@@ -59,10 +59,13 @@ class _Parts:
             return ""
         if self.rollouts and dice.chance(0.05):
             return str(dice.choice(self.rollouts)["id"])  # one rollout may serve two flags
-        rules = [delivery_rule(dice, self._audience_ids, own, pool, last=False) for _ in range(dice.of(0, 1, 2, 3))]
+        rules = [
+            delivery_rule(dice, self._audience_ids, own, pool, self._users, last=False)
+            for _ in range(dice.of(0, 1, 2, 3))
+        ]
         if rules and dice.chance(0.05):
             rules.insert(1, rules[0] | {"trafficAllocation": [], "layerId": dice.id()})  # of two the later counts
-        rules.append(delivery_rule(dice, self._audience_ids, own, pool, last=True))
+        rules.append(delivery_rule(dice, self._audience_ids, own, pool, self._users, last=True))
         self.rollouts.append({"id": f"rollout-{number}", "experiments": rules if dice.chance(0.96) else []})
         return f"rollout-{number}"
 
@@ -96,10 +99,9 @@ class _Parts:
                 self.experiments = [one for one in self.experiments if one not in members]
             group_id = dice.id()
             members = [{**one, **dice.maybe(0.2, groupId="other", groupPolicy="random")} for one in members]
-            self.groups.append(
-                {"id": group_id, "policy": dice.of("random", "random", "random", "overlapping", ""),
-                 "experiments": members, "trafficAllocation": allocation(dice, [one["id"] for one in members])}
-            )  # fmt: skip
+            traffic = allocation(dice, [one["id"] for one in members], self._users, group_id)
+            policy = dice.of("random", "random", "random", "overlapping", "")
+            self.groups.append({"id": group_id, "policy": policy, "experiments": members, "trafficAllocation": traffic})
 
 
 def attributes(dice: Dice) -> list[Json]:
@@ -124,8 +126,10 @@ def datafile(dice: Dice, users: list[str]) -> Json:
     parts.dangle()
     rule_ids = [rule["id"] for rollout in parts.rollouts for rule in rollout["experiments"]]
     rule_ids += [rule_id for flag in parts.flags for rule_id in flag["experimentIds"]]
-    everywhere = [holdout(dice, audience_ids) for _ in range(dice.of(0, 0, 0, 1, 2))]
-    local = [local_holdout(dice, audience_ids, rule_ids) for _ in range(dice.of(0, 0, 1, 2, 3))] if rule_ids else []
+    everywhere = [holdout(dice, audience_ids, users) for _ in range(dice.of(0, 0, 0, 1, 2))]
+    local = (
+        [local_holdout(dice, audience_ids, users, rule_ids) for _ in range(dice.of(0, 0, 1, 2, 3))] if rule_ids else []
+    )
     if local and dice.chance(0.05):
         everywhere.append(dice.choice(local))  # in both sections: its rules count in one of them only
     return {

@@ -5,12 +5,26 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from optimizely.bucketer import Bucketer
+
 Json = dict[str, Any]
 
 SEGMENTS = ("seg_a", "seg_b", "seg_c", "")
 TEXTS = ("DE", "SI", "", "gold", "a DE b", "ž", "1.0", "😀")
 NUMBERS = (0, 1, 18, 18.0, -3, 2.5, -0.0, 19, 2**53, 2**53 + 2, -(2**53), 1e300, 10**18, 10**30)
-VERSIONS = ("2", "2.1", "2.1.0", "3.7.1", "3.7.1-beta", "3.7.1-rc", "3.7.1+42", "10.0.0", "2.1.0-2", "2.1.0-10")
+VERSIONS = (
+    "2",
+    "2.1",
+    "2.1.0",
+    "3.7.1",
+    "3.7.1-beta",
+    "3.7.1-rc",
+    "3.7.1+42",
+    "3.7.1+a",
+    "10.0.0",
+    "2.1.0-2",
+    "2.1.0-10",
+)
 BAD_VERSIONS = ("", "x", "2.", ".2", "1.2.3.4", "2 .1", "-", "+", "1.x", "+build-pre")
 ODD: tuple[Any, ...] = (None, True, ["list"], [], {"an": "object"}, {"deep": {"er": [None, 1.5]}}, 10**25, "")
 """Values of attributes that few conditions can be told of."""
@@ -57,6 +71,15 @@ class Dice(random.Random):
 
     def of(self, *options: Any) -> Any:
         return options[self.randrange(len(options))]
+
+
+_BUCKETER = Bucketer()
+
+
+def edge(dice: Dice, users: list[str], parent_id: str) -> int:
+    """An end of a range that just lets a user in, or just does not."""
+    bucket = _BUCKETER._generate_bucket_value(dice.choice(users) + parent_id)
+    return bucket + dice.randint(0, 1)
 
 
 def user_ids(dice: Dice, count: int) -> list[str]:

@@ -72,6 +72,8 @@ class Tally:
     left_out: Counter[str] = field(default_factory=Counter)
     """Requests by the deviation they fall under."""
     sources: Counter[str] = field(default_factory=Counter)
+    facts: Counter[str] = field(default_factory=Counter)
+    """Requests by what became of profile and predictions."""
     leaves: Counter[tuple[str, bool | None]] = field(default_factory=Counter)
     """Evaluations of leaves by the SDK, by match type and result."""
 
@@ -108,6 +110,7 @@ class Tally:
             shares = "".join(f"{_share(count, sum(counts)):>9}" for count in counts)
             yield f"{match:14}{sum(counts):>12}{shares}"
         yield ""
+        yield from (f"{count} requests with {fact}" for fact, count in sorted(self.facts.items()))
         yield f"{self.datafiles} datafiles, {self.requests} requests; {self.refused} more datafiles only we took"
         for reason, count in self.left_out.most_common():
             yield f"{count} requests not compared: {reason}"

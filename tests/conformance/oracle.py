@@ -7,7 +7,6 @@ profiles from a user profile service, predictions through its own CMAB service, 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -249,8 +248,12 @@ class Oracle:
 
 
 def _finite(value: object) -> object:
-    """JSON has no infinity; an answer holds null there."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """JSON has neither infinity nor NaN; a value that holds one is null in an answer."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return None
+    return value
 
 
 def _payload(event: Any) -> Json:

@@ -5,13 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from tests.conformance.audiences import targeting
-from tests.conformance.dice import Dice, Json
+from tests.conformance.dice import Dice, Json, edge
 
 VALUES: dict[str, tuple[str, ...]] = {
     "boolean": ("true", "false", "True", "1", "", "maybe"),
     "integer": ("0", "-7", "42", "abc", "", "1.5", " 5", "+5", "1_000", "9007199254740993", "123456789012345678901"),
     "double": ("0.25", "3", "1e3", "x", "", "inf", "nan", "-0.0"),
-    "json": ('{"a":[1,2.5,null]}', "[1]", "5", "null", "{bad", "", '{\n "k": "ž\\u2028" }', "-0.0"),
+    "json": (
+        '{"a":[1,2.5,null]}',
+        "[1]",
+        "5",
+        "null",
+        "{bad",
+        "",
+        "NaN",
+        '{"a":[1e400]}',
+        '{\n "k": "ž\\u2028" }',
+        "-0.0",
+    ),
     "string": ("", "hello", 'quote " and \\', "ž\n"),
     "color": ("#fff",),
 }
@@ -62,12 +73,12 @@ def variations(dice: Dice, own: list[Json], pool: list[Json]) -> list[Json]:
     return [variation(dice, own) for _ in range(dice.of(1, 2, 2, 3))]
 
 
-def allocation(dice: Dice, entities: list[str]) -> list[Json]:
+def allocation(dice: Dice, entities: list[str], users: list[str], parent_id: str) -> list[Json]:
     if dice.chance(0.35):
         return [{"entityId": dice.choice(entities), "endOfRange": 10000}]
     ranges, end = [], 0
     for _ in range(dice.randint(0, 4)):
-        end = dice.of(end, 10000, dice.randint(0, 10000), min(10000, end + 3000))
+        end = dice.of(end, 10000, dice.randint(0, 10000), min(10000, end + 3000), edge(dice, users, parent_id))
         entity = dice.of(*entities, *entities, *entities, "", "gone", None)
         ranges.append({"entityId": entity, "endOfRange": end if dice.chance(0.98) else None})
     return ranges
@@ -83,7 +94,7 @@ def experiment(dice: Dice, ids: list[str], own: list[Json], pool: list[Json], us
         "layerId": dice.of("", dice.id(), f"default-{experiment_id}", None),
         "status": "Running" if dice.chance(0.93) else dice.of("Paused", "Not started", "running"),
         "variations": given,
-        "trafficAllocation": allocation(dice, [one["id"] for one in given]),
+        "trafficAllocation": allocation(dice, [one["id"] for one in given], users, experiment_id),
         "forcedVariations": dice.of({}, {}, {}, None),
         **targeting(dice, ids),
         **dice.maybe(0.7, type=dice.of("ab", "mab", "td", "fr", "td", None)),
@@ -94,16 +105,19 @@ def experiment(dice: Dice, ids: list[str], own: list[Json], pool: list[Json], us
     return found
 
 
-def cmab(dice: Dice, attribute_ids: list[str]) -> Json:
+def cmab(dice: Dice, attribute_ids: list[str], users: list[str], experiment_id: str) -> Json:
     known = dice.sample(attribute_ids, k=dice.randint(0, min(4, len(attribute_ids))))
     return {
         "attributeIds": [*known, *known[: dice.of(0, 0, 1)], *(["gone"] if dice.chance(0.3) else [])],
-        "trafficAllocation": dice.of(0, 5000, 10000, 10000, 10000, None),
+        "trafficAllocation": dice.of(0, 10000, 10000, 10000, None, edge(dice, users, experiment_id)),
     }
 
 
-def delivery_rule(dice: Dice, ids: list[str], own: list[Json], pool: list[Json], *, last: bool) -> Json:
-    rule = experiment(dice, ids, own, pool, ["nobody"])
+def delivery_rule(
+    dice: Dice, ids: list[str], own: list[Json], pool: list[Json], users: list[str], *, last: bool
+) -> Json:
+    """Like an experiment, with a whitelist that nobody looks at."""
+    rule = experiment(dice, ids, own, pool, users)
     rule["type"] = "td"
     if last:
         rule["id"] = rule["key"] = f"default-{rule['id']}"
@@ -114,7 +128,7 @@ def delivery_rule(dice: Dice, ids: list[str], own: list[Json], pool: list[Json],
     return rule
 
 
-def holdout(dice: Dice, ids: list[str]) -> Json:
+def holdout(dice: Dice, ids: list[str], users: list[str]) -> Json:
     holdout_id = dice.id()
     given: Any = OFF if dice.chance(0.85) else variation(dice, [])
     return {
@@ -123,7 +137,10 @@ def holdout(dice: Dice, ids: list[str]) -> Json:
         "status": "Running" if dice.chance(0.9) else dice.of("Draft", "Concluded", "Archived", None),
         "variations": [given],
         "trafficAllocation": [
-            {"entityId": given["id"] if dice.chance(0.95) else "gone", "endOfRange": dice.of(500, 1500, 3000, 6000)}
+            {
+                "entityId": given["id"] if dice.chance(0.95) else "gone",
+                "endOfRange": dice.of(500, 1500, 3000, 6000, edge(dice, users, holdout_id)),
+            }
         ],
         **targeting(dice, ids),
         **dice.maybe(0.1, layerId=dice.id()),
@@ -131,9 +148,9 @@ def holdout(dice: Dice, ids: list[str]) -> Json:
     }
 
 
-def local_holdout(dice: Dice, ids: list[str], rule_ids: list[str]) -> Json:
+def local_holdout(dice: Dice, ids: list[str], users: list[str], rule_ids: list[str]) -> Json:
     """One that names no rules at all holds out nobody."""
-    found = holdout(dice, ids)
+    found = holdout(dice, ids, users)
     if dice.chance(0.95):
         included = dice.sample(rule_ids, k=min(len(rule_ids), dice.of(1, 2, 4)))
         found["includedRules"] = dice.of(*([[*included, "gone"]] * 9), [], None)

@@ -55,6 +55,9 @@ def test_everything_is_met_often_enough() -> None:
     assert whole.too_rare() == []
     assert whole.decisions >= 50_000
     assert 0 < whole.refused < whole.datafiles / 20
+    for fact in ("a profile, and nothing learned", "a profile, and something learned", "predictions wanted once"):
+        assert whole.facts[fact] > whole.requests / 50, fact
+    assert whole.facts["predictions wanted again"] > whole.requests / 500
 
 
 def test_rare_things_are_told() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.decision import Answer, Facts, answer
+from pipeline.decision.visitor import visitor_of
 from pipeline.project import ProjectConfig
 from tests.decision.projects import NO_TRAFFIC, NOBODY, Json, flag, project, request, rule, variation
 
@@ -193,3 +194,9 @@ def test_a_request_with_an_error_learns_nothing() -> None:
     wrong.error = "invalid option: X"
     config = with_experiments(rule("1", "e", ON))
     assert answer(config, wrong, Facts(profile={}), source="s", timestamp=1).learned is None
+
+
+def test_a_visitor_without_a_profile_learns_nothing() -> None:
+    visitor = visitor_of(request("f"), Facts())
+    visitor.learn("1", "101")
+    assert (visitor.profile, visitor.learned) == (None, None)
