@@ -2,7 +2,9 @@
 
 Where the SDK raises (an `and` over `[]`, a text among conditions) or refuses the datafile (a reference to what is not
 there) there is nothing to compare with. Two more are settled in the oracle: numbers compared with text in versions, and
-a flag key that stands twice in the datafile.
+a flag key that stands twice in the datafile. Never generated are values of a wrong JSON type and conditions deeper than
+64 levels, which are refused here; numbers of more than 63 digits in versions and 308 in variables; holdouts of one id
+that differ; a variation whose id is empty, of which the SDK sends an impression without its key.
 """
 
 from __future__ import annotations
