@@ -58,8 +58,9 @@ conformance: setup-dev ## Compare decisions with the official SDK; N=1000000 SEE
 	@$(RUN) tests.conformance $(if $(N),--number $(N)) $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS)) \
 		$(if $(KEEP),--keep "$(KEEP)") $(ARGS)
 
-mutants: setup-dev ## Put faults into the evaluator, N=500 of them by SEED=1, and see which the tests notice; STATE=file resumes
-	@$(RUN) tests.mutation $(if $(N),--number $(N)) $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS)) $(if $(STATE),--state $(STATE)) $(ARGS)
+mutants: setup-dev ## Put faults into the evaluator, see which its tests notice; N=500 SEED=1, STATE=file goes on with a run
+	@$(RUN) tests.mutation $(if $(N),--number $(N)) $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS)) \
+		$(if $(STATE),--state "$(STATE)") $(ARGS)
 
 bench: setup-dev ## Cost of a request beside a floor and a naive worker; QUICK=1 takes three minutes
 	@$(RUN) tests.benchmarks $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)

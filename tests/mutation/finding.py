@@ -75,7 +75,7 @@ def _within(node: ast.AST, function: str, line: int, around: ast.AST) -> Iterato
         around = node if isinstance(node, ast.FunctionDef) else around
     for place, child in _children(node):
         here = getattr(child, "lineno", line)
-        if not _is_declaration(node, child):
+        if not _is_declaration(node, child) and not _is_implied(node, child):
             for replacement in OPERATORS.get(type(child), _nothing)(child):
                 yield Change(place, replacement, here, function, around)
         yield from _within(child, function, here, around)
@@ -88,6 +88,12 @@ def _nothing(_node: ast.AST) -> Iterator[ast.AST]:
 def _is_declaration(parent: ast.AST, child: ast.AST) -> bool:
     """A statement whose absence any import of the module would notice."""
     return isinstance(parent, ast.Module | ast.ClassDef) and isinstance(child, ast.Assign | ast.AnnAssign | ast.Expr)
+
+
+def _is_implied(parent: ast.AST, child: ast.AST) -> bool:
+    """A `return None` at the end of a function: without it, the function does the same."""
+    last = isinstance(parent, ast.FunctionDef) and parent.body[-1] is child
+    return last and isinstance(child, ast.Return) and ast.unparse(child) in ("return", "return None")
 
 
 def _children(node: ast.AST) -> Iterator[tuple[Place, ast.AST]]:

@@ -93,6 +93,7 @@ def test_what_is_no_behaviour_is_left_alone() -> None:
         '    """Text."""\n'
         'def f(a: "int") -> "bool":\n'
         '    """Text."""\n'
+        "    return None\n"
     ) == []  # fmt: skip
 
 
