@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     whole = run(chosen.seed, chosen.number, max(1, chosen.jobs), _progress(chosen.number))
     seconds = time.perf_counter() - started
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
     print(*whole.tally.table(), sep="\n")
     if whole.failure is not None:
         _keep(whole.failure, chosen.keep)
@@ -51,8 +53,7 @@ def _replay(path: Path) -> int:
 def _progress(decisions: int) -> Callable[[Tally], None]:
     def show(tally: Tally) -> None:
         if sys.stderr.isatty():
-            end = "\n" if tally.decisions >= decisions else ""
-            print(f"\r{tally.decisions} of {decisions} decisions", end=end, file=sys.stderr, flush=True)
+            print(f"\r{tally.decisions} of {decisions} decisions", end="", file=sys.stderr, flush=True)
 
     return show
 

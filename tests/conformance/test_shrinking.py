@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,16 @@ def test_the_command_prints_table_seed_and_number(capsys: pytest.CaptureFixture[
     assert "semver_le" in text
     assert ", seed 5, " in text.splitlines()[-1]
     assert text.endswith(": no difference\n")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_command_shows_progress_on_a_terminal(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stderr", screen)
+    assert main(["--number", "10", "--seed", "5", "--jobs", "1"]) == 0
+    assert screen.getvalue().endswith(" of 10 decisions\n") is terminal
+    assert bool(screen.getvalue()) is terminal
 
 
 def test_a_case_that_does_not_differ_stays_as_it_is() -> None:

@@ -123,9 +123,9 @@ def test_a_paused_experiment_gives_it_no_more() -> None:
     assert found.learned is None
 
 
-@pytest.mark.parametrize("option", ["IGNORE_USER_PROFILE_SERVICE"])
-def test_the_option_neither_reads_nor_learns(option: str) -> None:
-    found = asked(with_experiments(rule("1", "e", ON, ALT)), {"1": "103"}, "f", options=(option, *WHY))
+def test_the_option_neither_reads_nor_learns() -> None:
+    options = ("IGNORE_USER_PROFILE_SERVICE", *WHY)
+    found = asked(with_experiments(rule("1", "e", ON, ALT)), {"1": "103"}, "f", options=options)
     assert given(found) == [("e", "on")]
     assert found.learned is None
     assert reasons(found) == ["Audiences for experiment e collectively evaluated to true."]
