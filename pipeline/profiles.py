@@ -2,8 +2,8 @@
 
 They are looked up before a decision and saved before its result is sent. In Redis, in the layout the Optimizely Agent
 uses (key: the user id, value: `{"<experiment id>": {"variation_id": "<id>"}}`), or in memory, which only a single
-worker can do. Whatever is asked for in one turn of the event loop is one request: one MGET for a chunk of users, one
-pipeline of SETs for what they learned. `handlers/facts.py` is the only user.
+worker can do. The users of a chunk share one look-up (MGET), and one save (a pipeline of SETs) of what they learned.
+`handlers/facts.py` is the only user.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -41,11 +40,17 @@ _A = TypeVar("_A")
 class Profiles(Protocol):
     """Where profiles are kept."""
 
-    async def lookup(self, user_id: str) -> Profile | None:
-        """The user's profile, empty for a new user; None if it cannot be told, and then nothing may be saved."""
+    async def lookup(self, user_ids: Sequence[str]) -> Sequence[Profile | None]:
+        """The users' profiles in their order, empty for a new user.
 
-    async def save(self, user_id: str, profile: Profile) -> None:
-        """Keep this profile in place of the one before. A failure is counted, not raised: the decision stands."""
+        None if one cannot be told; then nothing may be saved for the user.
+        """
+
+    async def save(self, profiles: Sequence[tuple[str, Profile]]) -> None:
+        """Keep these profiles by user id in place of those before; of two for one user the later.
+
+        A failure is counted, not raised: the decision stands.
+        """
 
     async def close(self) -> None: ...
 
@@ -66,20 +71,23 @@ class MemoryProfiles:
         self._lookups = {name: metrics.profile_lookups.labels(name) for name in ("found", "none")}
         self._saves = metrics.profile_saves.labels("ok")
 
-    async def lookup(self, user_id: str) -> Profile:
-        found = self._known.get(user_id)
-        self._lookups["none" if found is None else "found"].inc()
-        if found is None:
-            return {}
-        self._known.move_to_end(user_id)
-        return found
+    async def lookup(self, user_ids: Sequence[str]) -> Sequence[Profile]:
+        found = [self._known.get(user_id) for user_id in user_ids]
+        for user_id, profile in zip(user_ids, found, strict=True):
+            if profile is not None:
+                self._known.move_to_end(user_id)
+        new = found.count(None)
+        self._lookups["none"].inc(new)
+        self._lookups["found"].inc(len(found) - new)
+        return [_NEW if profile is None else profile for profile in found]
 
-    async def save(self, user_id: str, profile: Profile) -> None:
-        self._known[user_id] = profile
-        self._known.move_to_end(user_id)
-        if len(self._known) > self._most:
+    async def save(self, profiles: Sequence[tuple[str, Profile]]) -> None:
+        for user_id, profile in profiles:
+            self._known[user_id] = profile
+            self._known.move_to_end(user_id)
+        while len(self._known) > self._most:
             self._known.popitem(last=False)
-        self._saves.inc()
+        self._saves.inc(len(profiles))
 
     async def close(self) -> None:
         self._known.clear()
@@ -89,8 +97,18 @@ class _Kept(msgspec.Struct):
     variation_id: str | None = None
 
 
+_NEW: Profile = {}
 _read = msgspec.json.Decoder(dict[str, _Kept]).decode
 _write = msgspec.json.Encoder().encode
+
+
+def _profile(value: bytes | str) -> Profile | None:
+    """A value as it lies in Redis; None if it is none."""
+    try:
+        kept = _read(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return {experiment: one.variation_id for experiment, one in kept.items() if one.variation_id}
 
 
 class RedisProfiles:
@@ -116,54 +134,37 @@ class RedisProfiles:
             name: metrics.profile_lookups.labels(name) for name in ("found", "none", "failed", "unreadable")
         }
         self._saves = {name: metrics.profile_saves.labels(name) for name in ("ok", "failed")}
-        self._reads: _Together[str, bytes | None] = _Together(self._read_many)
-        self._writes: _Together[tuple[str, bytes], None] = _Together(self._write_many)
         # Apart: a Redis that is full, or a user without the right, may be read and not written.
         self._pauses = {"lookup": _Pause("profiles cannot be read"), "save": _Pause("profiles cannot be saved")}
 
-    async def lookup(self, user_id: str) -> Profile | None:
+    async def lookup(self, user_ids: Sequence[str]) -> Sequence[Profile | None]:
+        keys = [self._prefix + user_id for user_id in user_ids]
         try:
-            value = await self._reads.ask(user_id)
+            values = await self._within("lookup", lambda: self._redis.mget(keys))
         except _Unanswered:
-            self._lookups["failed"].inc()
-            return None
-        if value is None:
-            self._lookups["none"].inc()
-            return {}
-        try:
-            kept = _read(value)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            self._lookups["unreadable"].inc()
-            return None
-        self._lookups["found"].inc()
-        return {experiment: one.variation_id for experiment, one in kept.items() if one.variation_id}
+            self._lookups["failed"].inc(len(keys))
+            return [None] * len(keys)
+        found = [_NEW if value is None else _profile(value) for value in values]
+        new, unreadable = values.count(None), found.count(None)
+        for outcome, count in (("none", new), ("unreadable", unreadable), ("found", len(found) - new - unreadable)):
+            self._lookups[outcome].inc(count)
+        return found
 
-    async def save(self, user_id: str, profile: Profile) -> None:
-        value = _write({experiment: _Kept(variation_id) for experiment, variation_id in profile.items()})
-        try:
-            await self._writes.ask((user_id, value))
-        except _Unanswered:
-            self._saves["failed"].inc()
-        else:
-            self._saves["ok"].inc()
+    async def save(self, profiles: Sequence[tuple[str, Profile]]) -> None:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for user_id, profile in profiles:
+                value = _write({experiment: _Kept(variation_id) for experiment, variation_id in profile.items()})
+                pipe.set(self._prefix + user_id, value, px=self._ttl_ms or None)
+            try:
+                # An error that the pipeline raised itself would quote the command, and so the user.
+                await self._within("save", lambda: _checked(pipe.execute(raise_on_error=False)))
+            except _Unanswered:
+                self._saves["failed"].inc(len(profiles))
+            else:
+                self._saves["ok"].inc(len(profiles))
 
     async def close(self) -> None:
-        await self._reads.close()
-        await self._writes.close()
         await self._redis.aclose()
-
-    async def _read_many(self, user_ids: Sequence[str]) -> Sequence[bytes | None]:
-        keys = [self._prefix + user_id for user_id in user_ids]
-        return cast("Sequence[bytes | None]", await self._within("lookup", lambda: self._redis.mget(keys)))
-
-    async def _write_many(self, profiles: Sequence[tuple[str, bytes]]) -> Sequence[None]:
-        # Of two for one user the later counts, as it was asked for later.
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for user_id, value in profiles:
-                pipe.set(self._prefix + user_id, value, px=self._ttl_ms or None)
-            # An error it raised itself would quote the command, and so the user.
-            written = await self._within("save", lambda: _checked(pipe.execute(raise_on_error=False)))
-        return [None] * len(written)
 
     async def _within(self, what: str, request: Callable[[], Awaitable[_A]]) -> _A:
         """The answer to one request. After a failure none is made for a second: nobody waits for what is down.
@@ -221,61 +222,3 @@ class _Unanswered(Exception):
 
 def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-_Asked = Sequence[tuple[_Q, asyncio.Future[_A]]]
-
-
-class _Together(Generic[_Q, _A]):
-    """What is asked in one turn of the loop goes out as one request, or as few of `_MOST_AT_ONCE` each."""
-
-    def __init__(self, request: Callable[[Sequence[_Q]], Awaitable[Sequence[_A]]]) -> None:
-        self._request = request
-        self._asked: list[tuple[_Q, asyncio.Future[_A]]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def ask(self, question: _Q) -> asyncio.Future[_A]:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[_A] = loop.create_future()
-        if not self._asked:
-            loop.call_soon(self._go)
-        self._asked.append((question, future))
-        return future
-
-    async def close(self) -> None:
-        asked, self._asked = self._asked, []
-        for _, future in asked:
-            future.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _go(self) -> None:
-        asked, self._asked = self._asked, []
-        for first in range(0, len(asked), _MOST_AT_ONCE):
-            together = asked[first : first + _MOST_AT_ONCE]
-            task = asyncio.create_task(self._answer(together), name="profiles")
-            self._tasks.add(task)
-            task.add_done_callback(partial(self._answered, together))
-
-    def _answered(self, asked: _Asked[_Q, _A], task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        for _, future in asked:
-            # Of a task that was cancelled, perhaps before it began.
-            future.cancel()
-        if not task.cancelled():
-            # A defect: raised here it reaches the loop's exception handler at once.
-            task.result()
-
-    async def _answer(self, asked: _Asked[_Q, _A]) -> None:
-        try:
-            answers = await self._request([question for question, _ in asked])
-        except _Unanswered:
-            for _, future in asked:
-                if not future.done():
-                    # One instance each: whoever awaits it adds to its traceback.
-                    future.set_exception(_Unanswered())
-            return
-        for (_, future), answer in zip(asked, answers, strict=True):
-            if not future.done():
-                future.set_result(answer)

@@ -1,8 +1,8 @@
 """Role decide: each request is answered with one result. Its one effect is that result, but for sticky profiles.
 
-Users whose facts are at hand are decided at once. The others wait for theirs (segments, or what `facts.py` settles step
-by step), and only later requests of the same user wait behind them, so that a user's results keep the order of the
-requests.
+Users whose facts are at hand are decided at once. The others wait for theirs: for segments, for the profiles of a whole
+chunk, or for what `facts.py` settles step by step. Only later requests of the same user wait behind them, so that a
+user's results keep the order of the requests.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
 from pipeline.datafile.poller import Datafiles
 from pipeline.decision import Facts, answer, failure
 from pipeline.errors import Rejected, SegmentsUnavailable
 from pipeline.handlers.facts import FactSource
+from pipeline.handlers.sticky import Pending, Sticky
 from pipeline.messages.decide import DecideRequest, parse_decide_request
 from pipeline.messages.delivery import RESULT_SOURCE_HEADER, Chunk, Delivery, Result, identity_of, source_of
 from pipeline.messages.words import EXPIRED, FETCH_FAILED, SDK_KEY_MISSING
 from pipeline.metrics import Metrics
+from pipeline.profiles import Profile
 from pipeline.project import ProjectConfig
 from pipeline.settings import DecideSettings
 
@@ -75,18 +78,15 @@ class _Waiting:
 
     __slots__ = ("head", "later")
 
-    def __init__(self, head: _Pending) -> None:
+    def __init__(self, head: Pending) -> None:
         self.head = head
         # Made when it is needed: an empty one is larger than the request.
-        self.later: deque[_Pending] | None = None
+        self.later: deque[Pending] | None = None
 
-    def append(self, pending: _Pending) -> None:
+    def append(self, pending: Pending) -> None:
         if self.later is None:
             self.later = deque()
         self.later.append(pending)
-
-
-_Pending = tuple[Chunk, Delivery, DecideRequest]
 
 
 class DecideHandler:
@@ -95,6 +95,8 @@ class DecideHandler:
     def __init__(self, decider: Decider) -> None:
         self._shared = decider
         self._waiting: dict[str, _Waiting] = {}
+        self._sticky = Sticky(self, decider.facts)
+        self._at_it = False
         self._decided = 0
         """Since they were counted last."""
 
@@ -115,11 +117,12 @@ class DecideHandler:
                 self._begin((chunk, record, request), results)
             else:
                 waiting.append((chunk, record, request))
-        self._publish(chunk, results)
+        self.publish(chunk, results)
+        self._look_up()
         shared.seconds.observe(time.perf_counter() - started)
 
-    def _begin(self, pending: _Pending, results: list[Result]) -> None:
-        """Answer a request, or let its user wait for segments."""
+    def _begin(self, pending: Pending, results: list[Result], profile: Profile | None = None) -> None:
+        """Answer a request, or let its user wait; `_look_up` is called afterwards. `profile`: if it is known."""
         _, record, request = pending
         shared = self._shared
         if shared.options:
@@ -129,14 +132,14 @@ class DecideHandler:
             sdk_key = request.sdk_key = shared.datafiles.sole_key
         project = None if sdk_key is None else shared.datafiles.project(sdk_key)
         if project is None or request.error is not None:
-            self._refuse(pending, request.error or self._without_project(sdk_key), None, results)
+            self.refuse(pending, request.error or self._without_project(sdk_key), None, results)
         elif (shared.may_expire or request.ttl_ms is not None or record.headers) and self._is_expired(record, request):
             shared.expired.inc()
             self._fail(pending, EXPIRED, project.revision, results)
         elif request.fetch_segments and project.odp is None:
-            self._refuse(pending, FETCH_FAILED, project.revision, results)
+            self.refuse(pending, FETCH_FAILED, project.revision, results)
         elif shared.facts.is_sticky(request):
-            self._settle(pending, project, None)
+            self._by_profile(pending, profile, results)
         elif not request.fetch_segments or project.odp is None:
             self._decide(pending, project, _NOT_FETCHED, results)
         elif (known := shared.facts.known_segments(project.odp, request)) is not None:
@@ -149,12 +152,37 @@ class DecideHandler:
     def _without_project(self, sdk_key: str | None) -> str:
         return SDK_KEY_MISSING if sdk_key is None else self._shared.datafiles.error(sdk_key) or ""
 
-    def _settle(self, pending: _Pending, project: ProjectConfig, facts: Facts | None) -> None:
+    def _by_profile(self, pending: Pending, profile: Profile | None, results: list[Result]) -> None:
+        """Decide by the user's profile, or let the user wait until it is looked up, or what was learned is saved."""
+        found = None if profile is None else self._sticky.by_profile(pending, profile, results)
+        if found is not None and not found.learned:
+            self.answered(pending, found.value, results)
+        elif found is not None or profile is None:
+            self._waiting[pending[2].user_id] = _Waiting(pending)
+            self._sticky.add(pending)
+
+    def _look_up(self) -> None:
+        """Decide those who wait for their profiles, unless somebody is at it."""
+        if self._sticky.waits and not self._at_it:
+            self._at_it = True
+            self._start(self._decide_sticky())
+
+    async def _decide_sticky(self) -> None:
+        try:
+            await self._sticky.decide()
+        finally:
+            self._at_it = False
+
+    # One by one
+
+    def settle(self, pending: Pending, facts: Facts, segments: asyncio.Future[frozenset[str]] | None = None) -> None:
         """Let the user wait until everything the request depends on was asked for, and what it taught is saved."""
-        shared = self._shared
-        self._waiting[pending[2].user_id] = _Waiting(pending)
-        task = asyncio.create_task(self._settled(pending, project, facts), name="settle a request")
-        shared.tasks.add(task)
+        self._waiting.setdefault(pending[2].user_id, _Waiting(pending))
+        self._start(self._settled(pending, facts, segments))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name="decide, step by step")
+        self._shared.tasks.add(task)
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -163,23 +191,28 @@ class DecideHandler:
             # A defect: raised here it reaches the loop's exception handler at once.
             task.result()
 
-    async def _settled(self, pending: _Pending, project: ProjectConfig, facts: Facts | None) -> None:
+    async def _settled(self, pending: Pending, facts: Facts, segments: asyncio.Future[frozenset[str]] | None) -> None:
         chunk, record, request = pending
         lies_at = source_of(record)
         source, timestamp = identity_of(record, lies_at)
         results: list[Result] = []
         try:
-            value = await self._shared.facts.settle(project, request, facts, chunk, source=source, timestamp=timestamp)
+            value = await self._shared.facts.settle(request, facts, segments, chunk, source=source, timestamp=timestamp)
         except SegmentsUnavailable:
-            current = self._shared.datafiles.project(request.sdk_key or "")
-            self._refuse(pending, FETCH_FAILED, current.revision if current else None, results)
+            current = self.project(request)
+            self.refuse(pending, FETCH_FAILED, current.revision if current else None, results)
         else:
             if value is not None:
-                self._answered(pending, value, lies_at, results)
-        waiting = self._waiting.pop(request.user_id)
+                self.answered(pending, value, results, lies_at)
         if not chunk.abandoned:
-            self._publish(chunk, results)
-            self._go_on(request.user_id, waiting.later)
+            self.publish(chunk, results)
+            self.release(request.user_id)
+
+    # Who waits
+
+    def release(self, user_id: str, profile: Profile | None = None) -> None:
+        """The user's request is answered: those behind it are next, by the same profile."""
+        self._go_on(user_id, self._waiting.pop(user_id).later, profile)
 
     def _arrived(self, user_id: str, future: asyncio.Future[frozenset[str]]) -> None:
         """A user's segments are here, or will not come. Thousands may come at once: each waits for room."""
@@ -194,27 +227,30 @@ class DecideHandler:
             return
         results: list[Result] = []
         error = future.exception()
-        # The datafile may have been replaced meanwhile: a request is decided by one revision, the current one.
-        project = self._shared.datafiles.project(request.sdk_key or "")
+        project = self.project(request)
         if isinstance(error, SegmentsUnavailable) or project is None:
-            self._refuse(waiting.head, FETCH_FAILED, project.revision if project else None, results)
+            self.refuse(waiting.head, FETCH_FAILED, project.revision if project else None, results)
         elif error is not None:
             raise error
         else:
             self._decide(waiting.head, project, Facts(future.result()), results)
-        self._publish(chunk, results)
+        self.publish(chunk, results)
         again = self._waiting.get(user_id)
         if again is not None:
             again.later = waiting.later
         else:
             self._go_on(user_id, waiting.later)
 
-    def _go_on(self, user_id: str, later: deque[_Pending] | None) -> None:
+    def _go_on(self, user_id: str, later: deque[Pending] | None, profile: Profile | None = None) -> None:
+        self._go_through(user_id, later, profile)
+        self._look_up()
+
+    def _go_through(self, user_id: str, later: deque[Pending] | None, profile: Profile | None) -> None:
         while later:
             pending = later.popleft()
             results: list[Result] = []
-            self._begin(pending, results)
-            self._publish(pending[0], results)
+            self._begin(pending, results, profile)
+            self.publish(pending[0], results)
             again = self._waiting.get(user_id)
             if again is not None:
                 again.later = later
@@ -242,17 +278,22 @@ class DecideHandler:
                 expires = int(value)
         return bool(expires) and self._shared.now() * 1000 > expires
 
-    def _decide(self, pending: _Pending, project: ProjectConfig, facts: Facts, results: list[Result]) -> None:
+    def _decide(self, pending: Pending, project: ProjectConfig, facts: Facts, results: list[Result]) -> None:
         _, record, request = pending
         lies_at = source_of(record)
         source, timestamp = identity_of(record, lies_at)
         found = answer(project, request, facts, source=source, timestamp=timestamp)
         if found.wanted:
-            self._settle(pending, project, facts)
+            self.settle(pending, facts)
         else:
-            self._answered(pending, found.value, lies_at, results)
+            self.answered(pending, found.value, results, lies_at)
 
-    def _answered(self, pending: _Pending, value: bytes, lies_at: str, results: list[Result]) -> None:
+    def project(self, request: DecideRequest) -> ProjectConfig | None:
+        """The project as it is now: it may have been replaced while the request waited."""
+        return self._shared.datafiles.project(request.sdk_key or "")
+
+    def answered(self, pending: Pending, value: bytes, results: list[Result], lies_at: str = "") -> None:
+        """Add the result of a request that was decided. `lies_at` spares working out where it lies again."""
         chunk, record, request = pending
         shared = self._shared
         if len(value) > shared.max_result_bytes:
@@ -260,13 +301,13 @@ class DecideHandler:
             chunk.reject(record, Rejected("result_too_large", f"its result has {len(value)} bytes"))
             return
         self._decided += 1
-        results.append(self._result(record, request, value, lies_at))
+        results.append(self._result(record, request, value, lies_at or source_of(record)))
 
-    def _refuse(self, pending: _Pending, message: str, revision: str | None, results: list[Result]) -> None:
+    def refuse(self, pending: Pending, message: str, revision: str | None, results: list[Result]) -> None:
         self._shared.failed.inc()
         self._fail(pending, message, revision, results)
 
-    def _fail(self, pending: _Pending, message: str, revision: str | None, results: list[Result]) -> None:
+    def _fail(self, pending: Pending, message: str, revision: str | None, results: list[Result]) -> None:
         _, record, request = pending
         lies_at = source_of(record)
         source, timestamp = identity_of(record, lies_at)
@@ -280,7 +321,7 @@ class DecideHandler:
             headers += [header for header in record.headers if header[0] in copied]
         return Result(record.key if record.key is not None else request.user_id.encode(), value, headers)
 
-    def _publish(self, chunk: Chunk, results: list[Result]) -> None:
+    def publish(self, chunk: Chunk, results: list[Result]) -> None:
         if results:
             chunk.publish(results)
         # Counting costs as much as a small decision: once for all of them.

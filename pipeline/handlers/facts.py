@@ -1,13 +1,14 @@
 """What a decision depends on besides the datafile: segments, sticky profile, predictions.
 
-Most requests have it at hand and never wait here. One of a user with a sticky profile, or one that comes to a
-contextual bandit, is settled step by step: decided, asked about, decided again with the answers among its facts; and
-what it taught is saved before its result may be sent. `handlers/decide.py` is the only user.
+Most requests have it at hand. One that comes to a contextual bandit is settled step by step: decided, asked about,
+decided again with the answers among its facts; and what it taught is saved before its result may be sent.
+`handlers/decide.py` is the only user.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import msgspec
 
@@ -18,8 +19,8 @@ from pipeline.errors import SegmentsUnavailable
 from pipeline.messages.decide import DecideRequest
 from pipeline.messages.delivery import Chunk
 from pipeline.odp.segments import Segments
-from pipeline.profiles import Profiles
-from pipeline.project import OdpIntegration, ProjectConfig
+from pipeline.profiles import Profile, Profiles
+from pipeline.project import OdpIntegration
 
 _IGNORE_PROFILE = "IGNORE_USER_PROFILE_SERVICE"
 _MOST_DECIDED = 500
@@ -57,35 +58,33 @@ class FactSource:
     def fetch_segments(self, account: OdpIntegration, request: DecideRequest) -> asyncio.Future[frozenset[str]]:
         return self._segments.fetch(account, request.user_id, save=not request.ignore_cache)
 
+    async def profiles(self, user_ids: Sequence[str]) -> Sequence[Profile | None]:
+        """The users' sticky profiles, in order; None where one cannot be told, and then nothing may be saved."""
+        return [None] * len(user_ids) if self._profiles is None else await self._profiles.lookup(user_ids)
+
+    async def save(self, profiles: Sequence[tuple[str, Profile]]) -> None:
+        if self._profiles is not None:
+            await self._profiles.save(profiles)
+
     async def settle(
-        self, project: ProjectConfig, request: DecideRequest, facts: Facts | None, chunk: Chunk,
+        self, request: DecideRequest, facts: Facts, segments: asyncio.Future[frozenset[str]] | None, chunk: Chunk,
         *, source: str, timestamp: int,
     ) -> bytes | None:  # fmt: skip
         """The value of the request's result, when all it takes is there and what it taught is saved.
 
-        `facts` are those at hand, None if they are still to be gathered. None is returned when the chunk was abandoned
-        meanwhile: the request is its next owner's. Raises SegmentsUnavailable.
+        `facts` are those at hand; `segments` are still to come, if they are asked for. None is returned when the chunk
+        was abandoned meanwhile: the request is its next owner's. Raises SegmentsUnavailable.
         """
-        if facts is None:
-            facts = await self._gathered(project, request)
+        if segments is not None:
+            facts = msgspec.structs.replace(facts, segments=await segments)
         async with self._slots:
-            await _room(chunk)
+            await room(chunk)
             found, facts = await self._decided(request, facts, source, timestamp)
             if chunk.abandoned:
                 return None
-            if found.learned and self._profiles is not None:
-                await self._profiles.save(request.user_id, {**(facts.profile or {}), **found.learned})
+            if found.learned:
+                await self.save([(request.user_id, {**(facts.profile or {}), **found.learned})])
             return found.value
-
-    async def _gathered(self, project: ProjectConfig, request: DecideRequest) -> Facts:
-        account, segments, asked, profile = project.odp, None, None, None
-        if request.fetch_segments and account is not None:
-            segments = self.known_segments(account, request)
-            # Only asked here, so that neither waits for the other.
-            asked = self.fetch_segments(account, request) if segments is None else None
-        if self._profiles is not None and self.is_sticky(request):
-            profile = await self._profiles.lookup(request.user_id)
-        return Facts(segments if asked is None else await asked, profile)
 
     async def _decided(self, request: DecideRequest, facts: Facts, source: str, timestamp: int) -> tuple[Answer, Facts]:
         """Asked for is what the decision turned out to depend on, until it depends on nothing more."""
@@ -104,8 +103,8 @@ class FactSource:
             facts = msgspec.structs.replace(facts, predictions={**(facts.predictions or {}), **told})
 
 
-async def _room(chunk: Chunk) -> None:
-    """Wait until there is room for the result."""
+async def room(chunk: Chunk) -> None:
+    """Wait until there is room for results of the chunk."""
     if chunk.has_room:
         return
     granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()

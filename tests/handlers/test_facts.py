@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -50,15 +50,15 @@ class Book:
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def lookup(self, user_id: str) -> Profile | None:
-        self.log.append(f"lookup {user_id}")
+    async def lookup(self, user_ids: Sequence[str]) -> Sequence[Profile | None]:
+        self.log.append(f"lookup {' '.join(user_ids)}")
         await self.gate.wait()
-        return self.kept.get(user_id, {})
+        return [self.kept.get(user_id, {}) for user_id in user_ids]
 
-    async def save(self, user_id: str, profile: Profile) -> None:
-        self.log.append(f"save {user_id}")
+    async def save(self, profiles: Sequence[tuple[str, Profile]]) -> None:
+        self.log.append(f"save {' '.join(user_id for user_id, _ in profiles)}")
         await self.gate.wait()
-        self.kept[user_id] = profile
+        self.kept.update(profiles)
 
     async def close(self) -> None: ...
 
@@ -245,22 +245,77 @@ def value_of(bench: Bench, name: str) -> float:
     return bench.metrics.registry.get_sample_value(f"decision_pipeline_{name}") or 0.0
 
 
-async def test_segments_and_profile_are_asked_for_at_once(stand_ins: StandIns) -> None:
+async def test_a_chunk_shares_one_look_up_and_one_save(stand_ins: StandIns) -> None:
     async with Transport() as transport:
         bench = Bench(transport, stand_ins)
-        bench.book.gate.clear()
-        chunk = bench.chunk(body("a", fetchSegments=True))
-        await until(lambda: bench.segments.asked and bench.happened == ["lookup ada"])
+        bench.book.kept["bob"] = {"10": "101"}
+        users = ("ann", "bob", "cid", "dan")
+        chunk = bench.chunk(*(body(user, user) for user in users), body("again", "ann"))
+        await until(lambda: chunk.settled == 5)
+        assert bench.happened[:2] == ["lookup ann bob cid dan", "result bob"], "who learns nothing is not held up"
+        assert bench.happened[2:6] == ["save ann cid dan", "result ann", "result cid", "result dan"]
+        assert bench.happened[6:] == ["result again"], "what was just saved holds for who stood in line"
+        await bench.close()
+
+
+async def test_whoever_stood_in_line_and_learns_more_is_saved_too(stand_ins: StandIns) -> None:
+    second = rule("30", "second", variation("301", "e"))
+    flags = [flag("kept", STICKY), flag("more", second)]
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins, featureFlags=flags, experiments=[STICKY, second])
+        chunk = bench.chunk(body("a"), body("b"), body("c", key="more"), body("d", key="more"))
+        await until(lambda: chunk.settled == 4)
+        saved = [at for at, one in enumerate(bench.happened) if one == "save ada"]
+        assert len(saved) == 2
+        assert bench.happened.index("result b") < saved[1] < bench.happened.index("result c")
+        assert [one for one in bench.happened if one.startswith("result")] == [f"result {name}" for name in "abcd"]
+        assert bench.book.kept["ada"] == {"10": bench.decision("a")["variationId"], "30": "301"}
+        await bench.close()
+
+
+async def test_many_results_are_saved_in_parts(stand_ins: StandIns) -> None:
+    variables = [{"id": "1", "key": "text", "type": "string", "defaultValue": "x" * 30_000}]
+    flags = [flag("kept", STICKY, variables=variables)]
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins, featureFlags=flags, experiments=[STICKY])
+        chunk = bench.chunk(*(body(str(number), f"user-{number}") for number in range(100)))
+        await until(lambda: chunk.settled == 100)
+        saves = [len(one.split()) - 1 for one in bench.happened if one.startswith("save")]
+        assert sum(saves) == 100
+        assert 2 <= len(saves) <= 4, "over a mebibyte of results is not held"
+        await bench.close()
+
+
+async def test_a_later_request_without_a_profile_does_not_overtake(stand_ins: StandIns) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        bench.book.kept |= {"ann": {"10": "101"}, "bob": {"10": "101"}}
+        ignoring: dict[str, Any] = {"decideOptions": ["IGNORE_USER_PROFILE_SERVICE"]}
+        chunk = bench.chunk(body("a", "ann"), body("b", "bob"), body("c", "ann", **ignoring), body("d", "bob"))
+        await until(lambda: chunk.settled == 4)
+        results = [one for one in bench.happened if one.startswith("result")]
+        assert results.index("result a") < results.index("result c")
+        assert results.index("result b") < results.index("result d")
+        await bench.close()
+
+
+async def test_segments_that_are_not_remembered_are_waited_for_by_their_user_alone(stand_ins: StandIns) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        bench.segments.known = {"bob": frozenset({"gold"})}
+        fetching: dict[str, Any] = {"fetchSegments": True}
+        chunk = bench.chunk(body("a", **fetching), body("b", "bob", **fetching), body("c"))
+        await until(lambda: bench.segments.asked and chunk.settled == 1)
+        assert bench.happened == ["lookup ada bob", "save bob", "result b"]
         await bench.segments.tell(0, frozenset({"gold"}))
-        assert chunk.settled == 0
-        bench.book.gate.set()
-        await until(lambda: chunk.settled == 1)
-        failing = bench.chunk(body("b", fetchSegments=True), body("c"))
+        await until(lambda: chunk.settled == 3)
+        assert bench.happened[3:] == ["save ada", "result a", "lookup ada", "result c"]
+        failing = bench.chunk(body("d", **fetching), body("e"))
         await until(lambda: len(bench.segments.asked) == 2)
         await bench.segments.tell(1, SegmentsUnavailable("timeout"))
         await until(lambda: failing.settled == 2)
-        assert _document(bench.log[1])["error"] == "failed to fetch qualified segments"
-        assert bench.happened[-1] == "result c"
+        assert _document(bench.log[3])["error"] == "failed to fetch qualified segments"
+        assert bench.happened[-1] == "result e"
         await bench.close()
 
 

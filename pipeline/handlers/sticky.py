@@ -1,0 +1,139 @@
+"""Deciding by sticky profiles, many users at once: one look-up for all of them, one save for what they learned.
+
+No result is sent before what it taught is saved. What a user's profile says holds for all of the user's requests that
+stand in line: they are answered without another look-up. `handlers/decide.py` is the only user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from pipeline.decision import Answer, Facts, answer
+from pipeline.handlers.facts import FactSource, room
+from pipeline.messages.decide import DecideRequest
+from pipeline.messages.delivery import Chunk, Delivery, Result, identity_of
+from pipeline.messages.words import FETCH_FAILED
+from pipeline.profiles import Profile
+from pipeline.project import ProjectConfig
+
+# So many are decided in one turn of the loop, and saved when their results are so large.
+_AT_ONCE = 20
+_HELD_BYTES = 1024**2
+
+Pending = tuple[Chunk, Delivery, DecideRequest]
+"""A request that is not answered yet."""
+_Learned = tuple[Pending, Profile, bytes]
+"""A request, what its user's profile is to be, and the value of its result."""
+_REFUSED = Answer(b"")
+
+
+class Line(Protocol):
+    """The requests of one partition, as far as they are needed here."""
+
+    def project(self, request: DecideRequest) -> ProjectConfig | None: ...
+    def answered(self, pending: Pending, value: bytes, results: list[Result]) -> None: ...
+    def refuse(self, pending: Pending, message: str, revision: str | None, results: list[Result]) -> None: ...
+    def publish(self, chunk: Chunk, results: list[Result]) -> None: ...
+    def settle(
+        self, pending: Pending, facts: Facts, segments: asyncio.Future[frozenset[str]] | None = None
+    ) -> None: ...
+    def release(self, user_id: str, profile: Profile | None) -> None:
+        """The user's request is answered: those behind it are next."""
+
+
+class Sticky:
+    """Those of one partition who wait for their profiles; each user once."""
+
+    def __init__(self, line: Line, facts: FactSource) -> None:
+        self._line = line
+        self._facts = facts
+        self._waiting: list[Pending] = []
+
+    def add(self, pending: Pending) -> None:
+        self._waiting.append(pending)
+
+    @property
+    def waits(self) -> bool:
+        return bool(self._waiting)
+
+    async def decide(self) -> None:
+        """Decide all that wait now, and those behind them that turn out to need a look-up of their own."""
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            await self._decide(batch)
+
+    async def _decide(self, batch: Sequence[Pending]) -> None:
+        chunk = batch[0][0]
+        profiles = await self._facts.profiles([request.user_id for _, _, request in batch])
+        learned: list[_Learned] = []
+        for first in range(0, len(batch), _AT_ONCE):
+            # They are of one partition: they share its room, and are given away together.
+            await room(chunk)
+            if chunk.abandoned:
+                return
+            until = first + _AT_ONCE
+            self._decide_some(zip(batch[first:until], profiles[first:until], strict=True), learned)
+            if sum(len(value) for _, _, value in learned) > _HELD_BYTES:
+                await self._keep(learned)
+                learned = []
+            # Between two of them others have their turn.
+            await asyncio.sleep(0)
+        if learned:
+            await self._keep(learned)
+
+    def _decide_some(self, those: Iterable[tuple[Pending, Profile | None]], learned: list[_Learned]) -> None:
+        """Publish what taught nothing; what did is added to `learned`, and what is asked for goes on by itself."""
+        results: defaultdict[Chunk, list[Result]] = defaultdict(list)
+        answered: list[tuple[str, Profile | None]] = []
+        for pending, profile in those:
+            found = self.by_profile(pending, profile, results[pending[0]])
+            if found is None:
+                continue
+            if found.learned:
+                learned.append((pending, {**(profile or {}), **found.learned}, found.value))
+                continue
+            answered.append((pending[2].user_id, profile))
+            if found is not _REFUSED:
+                self._line.answered(pending, found.value, results[pending[0]])
+        self._publish(results, answered)
+
+    def by_profile(self, pending: Pending, profile: Profile | None, results: list[Result]) -> Answer | None:
+        """The answer, _REFUSED if it was an error; None where the user goes on waiting for something else."""
+        _, record, request = pending
+        project = self._line.project(request)
+        if project is None:
+            self._line.refuse(pending, FETCH_FAILED, None, results)
+            return _REFUSED
+        segments = None
+        if request.fetch_segments and project.odp is not None:
+            segments = self._facts.known_segments(project.odp, request)
+            if segments is None:
+                self._line.settle(pending, Facts(None, profile), self._facts.fetch_segments(project.odp, request))
+                return None
+        source, timestamp = identity_of(record)
+        facts = Facts(segments, profile)
+        found = answer(project, request, facts, source=source, timestamp=timestamp)
+        if found.wanted:
+            self._line.settle(pending, facts)
+            return None
+        return found
+
+    async def _keep(self, learned: Sequence[_Learned]) -> None:
+        """Save profiles, then publish the results that taught them."""
+        await self._facts.save([(request.user_id, profile) for (_, _, request), profile, _ in learned])
+        if learned[0][0][0].abandoned:
+            return
+        results: defaultdict[Chunk, list[Result]] = defaultdict(list)
+        for pending, _, value in learned:
+            self._line.answered(pending, value, results[pending[0]])
+        self._publish(results, [(request.user_id, profile) for (_, _, request), profile, _ in learned])
+
+    def _publish(self, results: dict[Chunk, list[Result]], answered: Iterable[tuple[str, Profile | None]]) -> None:
+        for chunk, own in results.items():
+            self._line.publish(chunk, own)
+        # Only now: whoever is behind them in line may be answered at once.
+        for user_id, profile in answered:
+            self._line.release(user_id, profile)
