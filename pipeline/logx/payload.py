@@ -20,7 +20,7 @@ from msgspec import UNSET
 
 from pipeline.errors import Rejected
 from pipeline.messages.events import TrackEvent
-from pipeline.messages.results import Attribute, parse_impression, parse_result, refusal
+from pipeline.messages.results import parse_attributes, parse_impression, parse_result, refusal
 from pipeline.project import ProjectConfig
 
 CLIENT_NAME = "decision-pipeline"
@@ -31,6 +31,7 @@ except PackageNotFoundError:  # a bare checkout
 
 _SNAPSHOTS = b',"snapshots":['
 _LONGEST_REMEMBERED = 2048
+_LONGEST_ATTRIBUTES = 512
 # Of an entry that a prediction had a part in: each is different. Other ways of writing it cost some memory only.
 _PREDICTED = b'"cmabUuid":"'
 
@@ -67,10 +68,10 @@ def impressions(value: bytes | None, *, max_events: int, max_bytes: int) -> tupl
         tracking.account_id, tracking.project_id, result.revision, tracking.anonymize_ip, tracking.region
     )
     try:
+        opening = _opening(result.user_id, tracking.attributes)
         snapshots = _snapshots(tracking.impressions, result.source, result.timestamp)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise refusal(value or b"") from None
-    opening = _opening(result.user_id, tracking.attributes)
     visitor = b"".join((opening, _SNAPSHOTS, ",".join(snapshots).encode(), b"]}"))
     # No envelope comes near half a body, so what is below half needs no exact count.
     if len(visitor) * 2 <= max_bytes and len(snapshots) <= max_events:
@@ -153,17 +154,22 @@ def _envelope(account_id: str, project_id: str, revision: str, anonymize_ip: boo
     return Envelope(account_id, project_id, revision, anonymize_ip, region.upper())
 
 
-class _Opening(msgspec.Struct, gc=False):
-    visitor_id: str
-    attributes: list[Attribute]
-
-
 _encode = msgspec.json.Encoder().encode
 
 
-def _opening(user_id: str, attributes: list[Attribute]) -> bytes:
+def _opening(user_id: str, attributes: msgspec.Raw) -> bytes:
     """A visitor up to its snapshots, without the comma."""
-    return _encode(_Opening(user_id, attributes))[:-1]
+    sent = bytes(attributes)
+    written = _attributes(sent) if len(sent) <= _LONGEST_ATTRIBUTES else _write_attributes(sent)
+    return b'{"visitor_id":' + _encode(user_id) + b',"attributes":' + written
+
+
+def _write_attributes(sent: bytes) -> bytes:
+    """The attributes as Optimizely takes them: each with its type, which a result may leave out."""
+    return _encode(parse_attributes(sent))
+
+
+_attributes = lru_cache(maxsize=4096)(_write_attributes)
 
 
 def _snapshots(tracked: Sequence[msgspec.Raw], source: str, timestamp: int) -> list[str]:

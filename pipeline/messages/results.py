@@ -52,7 +52,8 @@ class Tracking(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     project_id: str
     region: Text
     anonymize_ip: bool
-    attributes: list[Attribute]
+    attributes: msgspec.Raw
+    """For `parse_attributes`. As with impressions, many results have the same."""
     impressions: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
     """For `parse_impression`. Few of them are different, so whoever reads them remembers what becomes of each."""
 
@@ -71,6 +72,8 @@ class Published(msgspec.Struct, frozen=True, gc=False, rename="camel"):
 
 
 _decode = msgspec.json.Decoder(Published).decode
+parse_attributes = msgspec.json.Decoder(list[Attribute]).decode
+"""Reads `tracking.attributes`. Raises msgspec.MsgspecError or UnicodeDecodeError."""
 parse_impression = msgspec.json.Decoder(Impression).decode
 """Reads one entry of `tracking.impressions`. Raises msgspec.MsgspecError or UnicodeDecodeError."""
 

@@ -15,7 +15,7 @@ from msgspec import UNSET
 from pipeline.errors import Rejected
 from pipeline.logx.payload import Envelope, Visitor, impressions
 from pipeline.messages.contracts import DECIDE_RESULT
-from pipeline.messages.results import Tracking, parse_result
+from pipeline.messages.results import Tracking, parse_attributes, parse_result
 from tests.messages.examples import document, files, value
 from tests.messages.faults import FAULTS
 
@@ -38,7 +38,7 @@ def test_a_valid_result_is_read_as_it_stands(name: str) -> None:
     assert (read.tracking is UNSET) == ("tracking" not in shown)
     if isinstance(read.tracking, Tracking):
         assert len(read.tracking.impressions) == len(shown["tracking"]["impressions"])
-        assert [one.value for one in read.tracking.attributes] == [
+        assert [one.value for one in parse_attributes(read.tracking.attributes)] == [
             one["value"] for one in shown["tracking"]["attributes"]
         ]
 
