@@ -110,13 +110,14 @@ def _call(node: ast.Call) -> Iterator[ast.AST]:
 
 
 def _returned(node: ast.Return) -> Iterator[ast.AST]:
-    if node.value is not None and not _is_none(node.value):
+    # A literal true or false is turned round instead: None in place of False is the same to an `if`.
+    if node.value is not None and not _is_literal(node.value):
         yield _changed(node, value=ast.Constant(None))
     yield ast.Pass()
 
 
 def _lambda(node: ast.Lambda) -> Iterator[ast.AST]:
-    if not _is_none(node.body):
+    if not _is_literal(node.body):
         yield _changed(node, body=ast.Constant(None))
 
 
@@ -143,8 +144,8 @@ def _defaults(node: ast.arguments) -> Iterator[ast.AST]:
             yield _changed(node, kw_defaults=[*node.kw_defaults[:place], None, *node.kw_defaults[place + 1 :]])
 
 
-def _is_none(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
+def _is_literal(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, bool))
 
 
 OPERATORS: dict[type[ast.AST], Callable[..., Iterator[ast.AST]]] = {

@@ -53,6 +53,7 @@ def body(line: str) -> str:
         ("a(b.get(c, d))", {"a(b.get(c))"}),
         ("a(lambda: b)", {"a(lambda: None)"}),
         ("return a", {"return None"}),
+        ("return False", {"return True"}),
         ("a += b", {"a -= b"}),
         ("a: int = b", set()),
         ("a.append(b)", {"a.extend(b)"}),
