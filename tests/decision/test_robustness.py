@@ -114,7 +114,7 @@ def whole() -> ProjectConfig:
     return compile_datafile(json.dumps(WHOLE).encode())
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(REQUESTS, FACTS)
 def test_any_request(document: Json, facts: Facts) -> None:
     asked = parsed(document)
@@ -123,7 +123,7 @@ def test_any_request(document: Json, facts: Facts) -> None:
         assert [one["flagKey"] for one in result["decisions"]] == list(asked.keys or whole().flags)
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(damaged(), st.lists(_USUAL, min_size=2, max_size=2), FACTS)
 def test_any_request_on_a_damaged_datafile(datafile: Json, documents: list[Json], facts: Facts) -> None:
     try:

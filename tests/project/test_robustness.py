@@ -50,18 +50,20 @@ def document(**fields: Any) -> bytes:
     return json.dumps(MINIMAL | fields).encode()
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300) | st.text(max_size=100).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_bytes(raw: bytes) -> None:
     assert taken(raw) is None
 
 
+@settings(deadline=None)
 @given(ANY_JSON, st.dictionaries(st.sampled_from(sorted(WHOLE)), ANY_JSON, max_size=5))
 def test_any_json(anything: Any, sections: Json) -> None:
     assert taken(json.dumps(anything).encode()) is None
     taken(document(**sections))
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(damaged())
 def test_a_damaged_datafile(datafile: Json) -> None:
     taken(json.dumps(datafile).encode())
