@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from pipeline.decision import Answer, Facts, Prediction, answer
 from pipeline.messages.decide import DecideRequest, parse_decide_request
 from pipeline.project import ProjectConfig, compile_datafile
+from tests.conformance.deviations import LOST, shared_feature_rollouts
 from tests.conformance.dice import Json
 from tests.conformance.oracle import Oracle, Theirs
 from tests.conformance.requests import Case, experiments_of
@@ -89,10 +90,12 @@ class Comparison:
     def __init__(self, oracle: Oracle | None = None) -> None:
         self.oracle = oracle or Oracle()
         self._project: ProjectConfig
+        self._shared = frozenset[str]()
 
     def take(self, datafile: Json) -> list[Difference]:
         """Read a datafile on both sides. Raises Refused if the SDK does not take it; we must take it all the same."""
         try:
+            self._shared = shared_feature_rollouts(datafile)
             self._project = compile_datafile(json.dumps(datafile).encode())
         except Exception as error:  # noqa: BLE001 - any is a difference
             self.oracle.take(datafile)
@@ -113,9 +116,18 @@ class Comparison:
         self.oracle.tally.facts.update(_met(case, found))
         return [
             *_decisions(request.keys or tuple(self._project.flags), found.result["decisions"], expected.decisions),
-            *_tracking(found.result, expected, self._project.event_attributes(request.attributes)),
+            *_tracking(found.result, self._with_their_variations(found, expected), self._project, request),
             *_facts(case, found, expected),
         ]
+
+    def _with_their_variations(self, found: Ours, expected: Theirs) -> Theirs:
+        """Impressions of feature rollouts under several flags, with the variation that the SDK may have lost."""
+        own = found.result.get("tracking", {}).get("impressions", [])
+        for ours, theirs in zip(own, expected.impressions, strict=False):
+            if theirs["experimentId"] in self._shared and theirs.items() >= LOST.items():
+                theirs |= {name: ours[name] for name in LOST}
+                self.oracle.tally.facts["an impression that the SDK sent without its variation"] += 1
+        return expected
 
 
 def _met(case: Case, found: Ours) -> Iterator[str]:
@@ -172,8 +184,7 @@ def _written(value: object) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def _tracking(result: Json, expected: Theirs, chosen: list[dict[str, object]]) -> Iterator[Difference]:
-    """`chosen` are the attributes as events carry them."""
+def _tracking(result: Json, expected: Theirs, project: ProjectConfig, request: DecideRequest) -> Iterator[Difference]:
     tracking = result.get("tracking")
     if tracking is None or expected.envelope is None:
         if tracking is not None or expected.envelope is not None:
@@ -183,6 +194,7 @@ def _tracking(result: Json, expected: Theirs, chosen: list[dict[str, object]]) -
         yield Difference("impressions", f"{tracking['impressions']}, SDK {expected.impressions}")
     for one in tracking["attributes"]:
         one["type"] = "custom"
+    chosen = project.event_attributes(request.attributes)
     if chosen != tracking["attributes"]:
         yield Difference("chosen", f"{chosen}, in the result {tracking['attributes']}")
     own = {"revision": result["revision"]} | {name: tracking[name] for name in _ENVELOPE}

@@ -9,7 +9,7 @@ that differ; a variation whose id is empty, of which the SDK sends an impression
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,6 +49,18 @@ def looks_up_by_a_shared_key(case: Case, shared: frozenset[str]) -> bool:
         for one in experiments_of(case.datafile)
         if one["key"] in shared
     )
+
+
+def shared_feature_rollouts(datafile: Json) -> frozenset[str]:
+    """Ids of feature rollouts under several flags.
+
+    What the later flag's rollout adds to one is not known to the SDK as a variation of the earlier flag: an impression
+    of that flag goes out without it (`LOST`). Here it carries what was decided.
+    """
+    rollouts = {one["id"] for one in experiments_of(datafile) if one.get("type") == "fr"}
+    flags = {flag["key"]: flag["experimentIds"] for flag in datafile.get("featureFlags", [])}
+    found = Counter(rule_id for ids in flags.values() for rule_id in rollouts.intersection(ids))
+    return frozenset(rule_id for rule_id, times in found.items() if times > 1)
 
 
 def _variations_that_disagree(datafile: Json) -> bool:
@@ -124,6 +136,7 @@ DATAFILES: dict[str, Callable[[Json], bool]] = {
     "a datafile without account, project or revision: the SDK's schema demands them": _nameless,
     "a group policy outside of a group: the SDK believes it": _group_by_name,
 }
+LOST = {"variationKey": "", "variationId": None}
 SHARED_KEY = "experiments that share a key: the SDK looks whitelist, profile and prediction up by it"
 
 
