@@ -148,7 +148,7 @@ class Metrics:
         )
         self.cmab_requests = counter(
             "cmab_requests_total",
-            "Prediction requests: ok, retried, failed; overloaded: not made, as too many were waited for.",
+            "Prediction requests: ok, retried, failed. Not made: overloaded (too many wait), held (no answer comes).",
             "outcome",
         )
         self.cmab_request_seconds = histogram("cmab_request_seconds", "Time of one prediction request.", _SECONDS)

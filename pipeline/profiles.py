@@ -2,8 +2,8 @@
 
 They are looked up before a decision and saved before its result is sent. In Redis, in the layout the Optimizely Agent
 uses (key: the user id, value: `{"<experiment id>": {"variation_id": "<id>"}}`), or in memory, which only a single
-worker can do. The users of a chunk share one look-up (MGET), and one save (a pipeline of SETs) of what they learned.
-`handlers/facts.py` is the only user.
+worker can do. Users share look-ups (MGET), and saves (a pipeline of SETs) of what they learned. `handlers/facts.py` is
+the only user.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 import structlog
+from prometheus_client import Histogram
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from pipeline.metrics import Metrics
 from pipeline.settings import ProfilesSettings
@@ -28,8 +29,8 @@ Profile = Mapping[str, str]
 """Experiment id to variation id."""
 
 _PAUSE_SECONDS = 1.0
-_MOST_AT_ONCE = 1000
-_MOST_CONNECTIONS = 8
+_MOST_ASKERS = 100
+"""Most chunks, or single requests, that share one request to Redis."""
 
 log = structlog.get_logger("pipeline.profiles")
 
@@ -125,25 +126,23 @@ class RedisProfiles:
             # Once, at once: a connection that was idle may be gone. More would outlast the deadline.
             retry=Retry(NoBackoff(), 1),
         )  # fmt: skip
-        self._connections = asyncio.Semaphore(_MOST_CONNECTIONS)
-        self._timeout = settings.timeout
         self._ttl_ms = int(settings.ttl * 1000)
         self._prefix = settings.key_prefix
-        self._seconds = {name: metrics.profile_request_seconds.labels(name) for name in ("lookup", "save")}
         self._lookups = {
             name: metrics.profile_lookups.labels(name) for name in ("found", "none", "failed", "unreadable")
         }
         self._saves = {name: metrics.profile_saves.labels(name) for name in ("ok", "failed")}
+        seconds, timeout = metrics.profile_request_seconds, settings.timeout
         # Apart: a Redis that is full, or a user without the right, may be read and not written.
-        self._pauses = {"lookup": _Pause("profiles cannot be read"), "save": _Pause("profiles cannot be saved")}
+        self._reading = _Together(self._read, "profiles cannot be read", timeout, seconds.labels("lookup"))
+        self._writing = _Together(self._write, "profiles cannot be saved", timeout, seconds.labels("save"))
 
     async def lookup(self, user_ids: Sequence[str]) -> Sequence[Profile | None]:
-        keys = [self._prefix + user_id for user_id in user_ids]
         try:
-            values = await self._within("lookup", lambda: self._redis.mget(keys))
+            values = await self._reading.ask(user_ids)
         except _Unanswered:
-            self._lookups["failed"].inc(len(keys))
-            return [None] * len(keys)
+            self._lookups["failed"].inc(len(user_ids))
+            return [None] * len(user_ids)
         found = [_NEW if value is None else _profile(value) for value in values]
         new, unreadable = values.count(None), found.count(None)
         for outcome, count in (("none", new), ("unreadable", unreadable), ("found", len(found) - new - unreadable)):
@@ -151,74 +150,138 @@ class RedisProfiles:
         return found
 
     async def save(self, profiles: Sequence[tuple[str, Profile]]) -> None:
+        try:
+            await self._writing.ask(profiles)
+        except _Unanswered:
+            self._saves["failed"].inc(len(profiles))
+        else:
+            self._saves["ok"].inc(len(profiles))
+
+    async def close(self) -> None:
+        await self._reading.close()
+        await self._writing.close()
+        await self._redis.aclose()
+
+    async def _read(self, user_ids: Sequence[str]) -> Sequence[bytes | str | None]:
+        return await self._redis.mget([self._prefix + user_id for user_id in user_ids])
+
+    async def _write(self, profiles: Sequence[tuple[str, Profile]]) -> Sequence[object]:
         async with self._redis.pipeline(transaction=False) as pipe:
             for user_id, profile in profiles:
                 value = _write({experiment: _Kept(variation_id) for experiment, variation_id in profile.items()})
                 pipe.set(self._prefix + user_id, value, px=self._ttl_ms or None)
-            try:
-                # An error that the pipeline raised itself would quote the command, and so the user.
-                await self._within("save", lambda: _checked(pipe.execute(raise_on_error=False)))
-            except _Unanswered:
-                self._saves["failed"].inc(len(profiles))
-            else:
-                self._saves["ok"].inc(len(profiles))
-
-    async def close(self) -> None:
-        await self._redis.aclose()
-
-    async def _within(self, what: str, request: Callable[[], Awaitable[_A]]) -> _A:
-        """The answer to one request. After a failure none is made for a second: nobody waits for what is down.
-
-        Raises _Unanswered.
-        """
-        pause = self._pauses[what]
-        if time.monotonic() < pause.until:
-            raise _Unanswered
-        started = time.perf_counter()
-        try:
-            async with asyncio.timeout(self._timeout), self._connections:
-                answer = await request()
-        except (RedisError, OSError, TimeoutError) as error:
-            pause.begin(error)
-            raise _Unanswered from error
-        finally:
-            self._seconds[what].observe(time.perf_counter() - started)
-        pause.end()
-        return answer
-
-
-class _Pause:
-    """The time after a failure; one line when it begins and one when it is over, however often it is prolonged."""
-
-    def __init__(self, what: str) -> None:
-        self.until = 0.0
-        self._what = what
-        self._since: float | None = None
-
-    def begin(self, error: BaseException) -> None:
-        self.until = time.monotonic() + _PAUSE_SECONDS
-        if self._since is None:
-            self._since = time.monotonic()
-            log.warning(f"{self._what}: decisions are made all the same", reason=_said(error))
-
-    def end(self) -> None:
-        if self._since is not None:
-            log.info(f"{self._what}: over", seconds=round(time.monotonic() - self._since, 1))
-            self._since = None
-
-
-async def _checked(answers: Awaitable[list[object]]) -> list[object]:
-    """The answers to a pipeline. Raises the first error among them."""
-    found = await answers
-    for answer in found:
-        if isinstance(answer, RedisError):
-            raise answer
-    return found
+            written: Sequence[object] = await pipe.execute(raise_on_error=False)
+        for answer in written:
+            if isinstance(answer, RedisError):
+                raise answer
+        return written
 
 
 class _Unanswered(Exception):
     """Redis did not answer in time, or not as it should."""
 
 
+class _Together(Generic[_Q, _A]):
+    """What is asked while a request is under way goes out with the next one, so that requests grow with the load.
+
+    After a failure nothing is asked for a second: nobody waits for what is down. One line is logged when that begins,
+    and one when it is over.
+    """
+
+    def __init__(
+        self, request: Callable[[Sequence[_Q]], Awaitable[Sequence[_A]]], fault: str, timeout: float, seconds: Histogram
+    ) -> None:
+        self._request = request
+        self._fault = fault
+        self._timeout = timeout
+        self._seconds = seconds
+        self._asked: list[tuple[Sequence[_Q], asyncio.Future[Sequence[_A]]]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._resumes = 0.0
+        self._since: float | None = None
+
+    def ask(self, questions: Sequence[_Q]) -> asyncio.Future[Sequence[_A]]:
+        """The answers in their order, or _Unanswered; a failure nobody looks at is not reported by asyncio."""
+        future: asyncio.Future[Sequence[_A]] = asyncio.get_running_loop().create_future()
+        self._asked.append((questions, future))
+        if self._task is None:
+            self._task = asyncio.create_task(self._work(), name=self._fault)
+            self._task.add_done_callback(self._ended)
+        return future
+
+    async def close(self) -> None:
+        """Stop at once. Who waits is cancelled and not failed: a stop must not become somebody's answer."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            return
+        # Cancelled, perhaps before it began, or a defect.
+        self._task = None
+        asked, self._asked = self._asked, []
+        for _, future in asked:
+            future.cancel()
+        if not task.cancelled():
+            # Raised here it reaches the loop's exception handler at once.
+            task.result()
+
+    async def _work(self) -> None:
+        while self._asked:
+            asked, self._asked = self._asked[:_MOST_ASKERS], self._asked[_MOST_ASKERS:]
+            try:
+                answers = await self._answers([question for questions, _ in asked for question in questions])
+            except _Unanswered:
+                for _, future in asked:
+                    if not future.done():
+                        future.set_exception(_Unanswered())
+                        future.exception()
+                continue
+            except BaseException:
+                self._asked = asked + self._asked
+                raise
+            at = 0
+            for questions, future in asked:
+                if not future.done():
+                    future.set_result(answers[at : at + len(questions)])
+                at += len(questions)
+        # Here, and not when the task is seen to be done: whoever asks in between begins another.
+        self._task = None
+
+    async def _answers(self, questions: Sequence[_Q]) -> Sequence[_A]:
+        if time.monotonic() < self._resumes:
+            raise _Unanswered
+        try:
+            answers = await self._tried(questions)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._resumes = time.monotonic() + _PAUSE_SECONDS
+            if self._since is None:
+                self._since = time.monotonic()
+                log.warning(f"{self._fault}: decisions are made all the same", reason=_said(error))
+            raise _Unanswered from None
+        if self._since is not None:
+            log.info(f"{self._fault}: over", seconds=round(time.monotonic() - self._since, 1))
+            self._since = None
+        return answers
+
+    async def _tried(self, questions: Sequence[_Q]) -> Sequence[_A]:
+        try:
+            return await self._once(questions)
+        except TimeoutError:
+            # Once more: it may have been this process that stood still, with the answer at its door.
+            return await self._once(questions)
+
+    async def _once(self, questions: Sequence[_Q]) -> Sequence[_A]:
+        with self._seconds.time():
+            async with asyncio.timeout(self._timeout):
+                return await self._request(questions)
+
+
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    """What went wrong. What Redis itself says may quote the command, and so the user: of that only its code."""
+    text = str(error)
+    if isinstance(error, ResponseError):
+        code = text.partition(" ")[0]
+        text = code if code.isupper() else "it refuses the command"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

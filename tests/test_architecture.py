@@ -24,7 +24,7 @@ TESTS = ROOT / "tests"
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 40
 # Directories of tests that mirror no package: they test the whole, or hold data.
-WHOLE = {"conformance", "flows", "faults", "benchmarks", "data", "k8s"}
+WHOLE = {"conformance", "flows", "faults", "benchmarks", "data", "k8s", "mutation"}
 GENERATED = {".git", ".venv", "__pycache__", "dist", "build", "node_modules"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -53,13 +53,15 @@ class Predictions:
     async def ask(
         self, user_id: str, wanted: Collection[Wanted], options: frozenset[str]
     ) -> dict[str, Prediction | None]:
-        """By rule id; None where it could not be had. Ends within the deadlines of the requests it takes.
+        """By rule id; None where it could not be had. Ends within `cmab.fetch_deadline`.
 
         `IGNORE_CMAB_CACHE` neither looks up nor remembers; `RESET_CMAB_CACHE` forgets all users first;
         `INVALIDATE_USER_CMAB_CACHE` forgets this user's predictions for the rules asked about.
         """
         if RESET in options and IGNORE not in options:
             self._cache.empty()
+            # Answers to questions asked before are given, and not remembered.
+            self._under_way.clear()
         found = await asyncio.gather(*(self._one(user_id, one, options) for one in wanted))
         return {one.rule_id: prediction for one, prediction in zip(wanted, found, strict=True)}
 
@@ -95,7 +97,13 @@ class Predictions:
             self._tasks.add(task)
             task.add_done_callback(partial(self._arrived, key, digest))
         # Of several who wait one may be cancelled; the question is the others' too.
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except PredictionUnavailable as error:
+            # A new one for each: the task's, with its traceback, would refer to this frame and the frame to it.
+            raise PredictionUnavailable(str(error)) from None
+        finally:
+            del task
 
     def _arrived(self, key: _Key, digest: bytes, task: asyncio.Task[Prediction]) -> None:
         self._tasks.discard(task)

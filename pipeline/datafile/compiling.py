@@ -3,32 +3,28 @@
 Compiling makes up to a million objects that live as long as the revision. The garbage collector would walk them again
 and again, and nothing else runs while it does: the loop stood still for over half a second with a datafile of 5 MB.
 So it pauses meanwhile, and what was made is taken out of its sight; the objects hold no cycles and are freed all the
-same once nobody refers to them. Called by the poller.
+same once nobody refers to them. Called by the poller, in its one thread: the collector is the process's.
 """
 
 from __future__ import annotations
 
 import gc
-import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 _T = TypeVar("_T")
 
-# The collector is the process's: two at once would switch it on under each other. They would share one core anyway.
-_alone = threading.Lock()
-
 
 def compiled(compile: Callable[[bytes], _T], raw: bytes) -> _T:  # noqa: A002 - what it does
     """`compile(raw)`, and whatever it raises, without a collection in between."""
-    with _alone:
-        # What is garbage now would else stay for ever: the few cycles made in the moment of compiling are the price.
-        gc.collect()
-        enabled = gc.isenabled()
-        gc.disable()
-        try:
-            return compile(raw)
-        finally:
-            gc.freeze()
-            if enabled:
-                gc.enable()
+    # What is garbage now stays for ever. The youngest is looked for; more would hold the loop itself where thousands of
+    # requests wait. Requests leave no cycles behind, and there are few revisions in the life of a process.
+    gc.collect(0)
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return compile(raw)
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()

@@ -11,6 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from http import HTTPStatus
@@ -68,10 +69,13 @@ class Datafiles:
         # Seeded by the system, so that the workers of a fleet started together do not poll together.
         self._rng = rng or random.Random()  # noqa: S311
         self._interval = settings.poll_interval
+        # One for all keys, and its own: names are looked up in asyncio's, and must not wait for a compilation.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="datafiles")
         self._watched = {
             key: _Watched(
                 key, transport=transport, settings=settings, metrics=metrics, compile=compile, clock=clock,
                 backoff=Backoff(first=FIRST_RETRY, cap=settings.poll_interval, rng=self._rng),
+                thread=self._thread,
             )
             for key in settings.sdk_keys
         }  # fmt: skip
@@ -137,6 +141,7 @@ class Datafiles:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _poll(self, watched: _Watched) -> None:
         # The first question comes at once; the beat after it starts anywhere in the interval, see `_rng`.
@@ -168,7 +173,7 @@ class _Watched:
 
     def __init__(
         self, key: str, *, transport: Transport, settings: OptimizelySettings, metrics: Metrics, compile: Compile,  # noqa: A002
-        clock: Callable[[], float], backoff: Backoff,
+        clock: Callable[[], float], backoff: Backoff, thread: ThreadPoolExecutor,
     ) -> None:  # fmt: skip
         self.key = key
         self.name = masked(key)
@@ -179,7 +184,7 @@ class _Watched:
         # Encoded already and left so: some stores read a bare `+` in a path as a space.
         self._url = URL(settings.datafile_url_template.replace("%s", self._quoted), encoded=True)
         self._transport, self._settings = transport, settings
-        self._compile, self._clock, self._backoff = compile, clock, backoff
+        self._compile, self._clock, self._backoff, self._thread = compile, clock, backoff, thread
         self._validators: Mapping[str, str] = {}
         self._digest = b""
         self._confirmed: float | None = None
@@ -238,7 +243,7 @@ class _Watched:
             if self.project is None:
                 raise UpstreamError("HTTP 304 to a question without a condition", status=answer.status)
             return UNCHANGED
-        digest, project = await asyncio.to_thread(self._read, answer.body)
+        digest, project = await asyncio.get_running_loop().run_in_executor(self._thread, self._read, answer.body)
         outcome = UNCHANGED
         if project is not None and (self.project is None or not self._same(self.project, project)):
             log.info(

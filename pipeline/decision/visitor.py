@@ -15,7 +15,7 @@ from pipeline.messages.decide import DecideRequest
 from pipeline.project.outcomes import Outcome
 
 BUCKETING_ID = "$opt_bucketing_id"
-_IGNORE_PROFILE = "IGNORE_USER_PROFILE_SERVICE"
+IGNORE_PROFILE = "IGNORE_USER_PROFILE_SERVICE"
 
 
 class Prediction(msgspec.Struct, frozen=True, gc=False):
@@ -70,16 +70,20 @@ class Visitor(msgspec.Struct, gc=False):
         """The experiment gives this variation from now on, whatever becomes of its traffic."""
         if self.profile is not None:
             self.profile[experiment_id] = variation_id
-            self.learned = {**(self.learned or {}), experiment_id: variation_id}
+            if self.learned is None:
+                self.learned = {}
+            self.learned[experiment_id] = variation_id
 
     def want(self, rule_id: str, attributes: dict[str, Any]) -> None:
         """This rule cannot be decided without its prediction."""
-        self.wanted = {**(self.wanted or {}), rule_id: Wanted(rule_id, attributes)}
+        if self.wanted is None:
+            self.wanted = {}
+        self.wanted[rule_id] = Wanted(rule_id, attributes)
 
 
 def visitor_of(request: DecideRequest, facts: Facts) -> Visitor:
     attributes = request.attributes
-    profile = None if _IGNORE_PROFILE in request.options else facts.profile
+    profile = None if IGNORE_PROFILE in request.options else facts.profile
     bucketing_id = attributes.get(BUCKETING_ID)
     return Visitor(
         request.user_id,

@@ -197,7 +197,9 @@ class DecideHandler:
         source, timestamp = identity_of(record, lies_at)
         results: list[Result] = []
         try:
-            value = await self._shared.facts.settle(request, facts, segments, chunk, source=source, timestamp=timestamp)
+            settling = self._shared.facts.settle(request, facts, segments, chunk, source=source, timestamp=timestamp)
+            del segments  # as in `settle`
+            value = await settling
         except SegmentsUnavailable:
             current = self.project(request)
             self.refuse(pending, FETCH_FAILED, current.revision if current else None, results)

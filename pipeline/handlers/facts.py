@@ -14,7 +14,7 @@ import msgspec
 
 from pipeline.cmab import FORGETTING, Predictions
 from pipeline.datafile.poller import Datafiles
-from pipeline.decision import Answer, Facts, answer
+from pipeline.decision import IGNORE_PROFILE, Answer, Facts, answer
 from pipeline.errors import SegmentsUnavailable
 from pipeline.messages.decide import DecideRequest
 from pipeline.messages.delivery import Chunk
@@ -22,9 +22,8 @@ from pipeline.odp.segments import Segments
 from pipeline.profiles import Profile, Profiles
 from pipeline.project import OdpIntegration
 
-_IGNORE_PROFILE = "IGNORE_USER_PROFILE_SERVICE"
-_MOST_DECIDED = 500
-"""Most requests that are being decided and saved step by step: their results are made and held meanwhile."""
+_MOST_SAVED = 50
+"""Most requests settled one by one whose profiles are being saved: their results are made and held meanwhile."""
 
 
 class FactSource:
@@ -37,14 +36,14 @@ class FactSource:
         self._segments = segments
         self._profiles = profiles
         self._predictions = predictions
-        self._slots = asyncio.Semaphore(_MOST_DECIDED)
+        self._slots = asyncio.Semaphore(_MOST_SAVED)
 
     def count_hits(self) -> None:
         self._segments.count_hits()
 
     def is_sticky(self, request: DecideRequest) -> bool:
         """Whether the user's profile has a say."""
-        return self._profiles is not None and _IGNORE_PROFILE not in request.options
+        return self._profiles is not None and IGNORE_PROFILE not in request.options
 
     def known_segments(self, account: OdpIntegration, request: DecideRequest) -> frozenset[str] | None:
         """The user's segments, if they need not be waited for."""
@@ -76,20 +75,34 @@ class FactSource:
         was abandoned meanwhile: the request is its next owner's. Raises SegmentsUnavailable.
         """
         if segments is not None:
-            facts = msgspec.structs.replace(facts, segments=await segments)
+            try:
+                facts = msgspec.structs.replace(facts, segments=await segments)
+            finally:
+                # One that failed refers to this frame by its error's traceback, and would be a cycle with it.
+                del segments
+        found, facts = await self._decided(request, facts, chunk, source, timestamp)
+        if not found.learned:
+            return None if chunk.abandoned else found.value
+        del found
         async with self._slots:
-            await room(chunk)
-            found, facts = await self._decided(request, facts, source, timestamp)
+            # Again, as nothing of it was kept: thousands may wait here. Not for room: the slot is the others' too.
+            found, facts = await self._decided(request, facts, None, source, timestamp)
             if chunk.abandoned:
                 return None
-            if found.learned:
-                await self.save([(request.user_id, {**(facts.profile or {}), **found.learned})])
+            await self.save([(request.user_id, {**(facts.profile or {}), **(found.learned or {})})])
             return found.value
 
-    async def _decided(self, request: DecideRequest, facts: Facts, source: str, timestamp: int) -> tuple[Answer, Facts]:
-        """Asked for is what the decision turned out to depend on, until it depends on nothing more."""
+    async def _decided(
+        self, request: DecideRequest, facts: Facts, chunk: Chunk | None, source: str, timestamp: int
+    ) -> tuple[Answer, Facts]:
+        """Asked for is what the decision turned out to depend on, until it depends on nothing more.
+
+        With `chunk` there is room for its result when it is made.
+        """
         options = request.options
         while True:
+            if chunk is not None:
+                await room(chunk)
             # The datafile may have been replaced meanwhile: a request is decided by one revision, the current one.
             project = self._datafiles.project(request.sdk_key or "")
             if project is None:

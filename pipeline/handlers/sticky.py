@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from pipeline.decision import Answer, Facts, answer
 from pipeline.handlers.facts import FactSource, room
@@ -17,7 +17,9 @@ from pipeline.messages.decide import DecideRequest
 from pipeline.messages.delivery import Chunk, Delivery, Result, identity_of
 from pipeline.messages.words import FETCH_FAILED
 from pipeline.profiles import Profile
-from pipeline.project import ProjectConfig
+
+if TYPE_CHECKING:
+    from pipeline.handlers.decide import DecideHandler
 
 # So many are decided in one turn of the loop, and saved when their results are so large.
 _AT_ONCE = 20
@@ -30,24 +32,10 @@ _Learned = tuple[Pending, Profile, bytes]
 _REFUSED = Answer(b"")
 
 
-class Line(Protocol):
-    """The requests of one partition, as far as they are needed here."""
-
-    def project(self, request: DecideRequest) -> ProjectConfig | None: ...
-    def answered(self, pending: Pending, value: bytes, results: list[Result]) -> None: ...
-    def refuse(self, pending: Pending, message: str, revision: str | None, results: list[Result]) -> None: ...
-    def publish(self, chunk: Chunk, results: list[Result]) -> None: ...
-    def settle(
-        self, pending: Pending, facts: Facts, segments: asyncio.Future[frozenset[str]] | None = None
-    ) -> None: ...
-    def release(self, user_id: str, profile: Profile | None) -> None:
-        """The user's request is answered: those behind it are next."""
-
-
 class Sticky:
     """Those of one partition who wait for their profiles; each user once."""
 
-    def __init__(self, line: Line, facts: FactSource) -> None:
+    def __init__(self, line: DecideHandler, facts: FactSource) -> None:
         self._line = line
         self._facts = facts
         self._waiting: list[Pending] = []
@@ -66,14 +54,11 @@ class Sticky:
             await self._decide(batch)
 
     async def _decide(self, batch: Sequence[Pending]) -> None:
-        chunk = batch[0][0]
         profiles = await self._facts.profiles([request.user_id for _, _, request in batch])
         learned: list[_Learned] = []
         for first in range(0, len(batch), _AT_ONCE):
-            # They are of one partition: they share its room, and are given away together.
-            await room(chunk)
-            if chunk.abandoned:
-                return
+            # All are of one partition, and share its room.
+            await room(batch[first][0])
             until = first + _AT_ONCE
             self._decide_some(zip(batch[first:until], profiles[first:until], strict=True), learned)
             if sum(len(value) for _, _, value in learned) > _HELD_BYTES:
@@ -81,14 +66,15 @@ class Sticky:
                 learned = []
             # Between two of them others have their turn.
             await asyncio.sleep(0)
-        if learned:
-            await self._keep(learned)
+        await self._keep(learned)
 
     def _decide_some(self, those: Iterable[tuple[Pending, Profile | None]], learned: list[_Learned]) -> None:
         """Publish what taught nothing; what did is added to `learned`, and what is asked for goes on by itself."""
         results: defaultdict[Chunk, list[Result]] = defaultdict(list)
         answered: list[tuple[str, Profile | None]] = []
         for pending, profile in those:
+            if pending[0].abandoned:
+                continue  # the next owner's, with all that lined up behind
             found = self.by_profile(pending, profile, results[pending[0]])
             if found is None:
                 continue
@@ -121,12 +107,14 @@ class Sticky:
             return None
         return found
 
-    async def _keep(self, learned: Sequence[_Learned]) -> None:
+    async def _keep(self, learned: Iterable[_Learned]) -> None:
         """Save profiles, then publish the results that taught them."""
-        await self._facts.save([(request.user_id, profile) for (_, _, request), profile, _ in learned])
-        if learned[0][0][0].abandoned:
+        learned = [one for one in learned if not one[0][0].abandoned]
+        if not learned:
             return
+        await self._facts.save([(request.user_id, profile) for (_, _, request), profile, _ in learned])
         results: defaultdict[Chunk, list[Result]] = defaultdict(list)
+        learned = [one for one in learned if not one[0][0].abandoned]
         for pending, _, value in learned:
             self._line.answered(pending, value, results[pending[0]])
         self._publish(results, [(request.user_id, profile) for (_, _, request), profile, _ in learned])

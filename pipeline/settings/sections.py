@@ -232,6 +232,21 @@ class OdpSettings(Section):
     event_max_in_flight: Count = Field(4, description="Most event requests under way at once (process).")
 
 
+def _check_redis(url: str) -> None:
+    """Raises ValueError, without any of the address in it: it may hold a password."""
+    # Only where there is one: it takes a tenth of a second.
+    from redis.asyncio import ConnectionPool
+
+    if not _REDIS.match(url):
+        raise ValueError("redis_url must begin with redis://, rediss:// or unix://")
+    try:
+        # Made, not connected: only this looks at all of its parts.
+        ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
+    except Exception:  # noqa: BLE001 - whatever the library makes of it, it cannot be used
+        advice = "encode / @ : ? # % in a password as %2F %40 %3A %3F %23 %25, and check the rest"
+        raise ValueError(f"redis_url cannot be used: {advice}") from None
+
+
 class ProfilesSettings(Section):
     """Sticky profiles: a user keeps an experiment's variation when its traffic changes. Off unless one is set."""
 
@@ -249,8 +264,8 @@ class ProfilesSettings(Section):
 
     @model_validator(mode="after")
     def _coherent(self) -> ProfilesSettings:
-        if self.redis_url is not None and not _REDIS.match(self.redis_url.get_secret_value()):
-            raise ValueError("redis_url must begin with redis://, rediss:// or unix://")
+        if self.redis_url is not None:
+            _check_redis(self.redis_url.get_secret_value())
         if self.redis_url is not None and self.single_worker:
             raise ValueError("redis_url and single_worker exclude each other")
         return self
@@ -263,13 +278,16 @@ class CmabSettings(Section):
         "https://prediction.cmab.optimizely.com/predict/%s", pattern=r"^https?://",
         description="Where predictions come from; `%s` is the rule's id.",
     )  # fmt: skip
+    fetch_deadline: Seconds = Field(20, description="How long a prediction is waited for, tries included.")
     request_timeout: Seconds = Field(10, description="Deadline of one request.")
     retries: int = Field(1, ge=0, le=10, description="How often a request that failed is repeated.")
     cache_size: int = Field(10_000, ge=0, description="Predictions remembered, by user and rule (process); 0: none.")
     cache_timeout: float = Field(1800, ge=0, description="How long a prediction is remembered; 0: for ever.")
     max_in_flight: Count = Field(64, description="Most prediction requests under way at once (process).")
     max_waiting: Count = Field(
-        10_000, description="Most predictions waited for; a decision that needs one more is an error (process)."
+        10_000,
+        description="Most predictions waited for; a decision that needs one more is an error (process). "
+        "About 9,000 are with the default of held_bytes, which stops reading first.",
     )
 
     @model_validator(mode="after")

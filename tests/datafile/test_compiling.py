@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -63,22 +62,6 @@ def test_one_that_is_off_stays_off() -> None:
     gc.disable()
     compiled(compile_datafile, RAW)
     assert not gc.isenabled()
-
-
-def test_one_at_a_time() -> None:
-    now, most = [0], [0]
-
-    def compile_it(raw: bytes) -> object:
-        now[0] += 1
-        most[0] = max(most[0], now[0])
-        made = compile_datafile(raw)
-        now[0] -= 1
-        return made
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: compiled(compile_it, RAW), range(8)))
-    assert most == [1]
-    assert gc.isenabled()
 
 
 def test_a_project_that_is_let_go_leaves_no_cycle() -> None:
