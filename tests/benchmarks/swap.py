@@ -1,8 +1,9 @@
 """How long the event loop is held while a datafile is replaced under load.
 
 The poller and the decide handler are the worker's own, the CDN is on a real socket; requests are handed over in chunks
-that fill half of the time, so that the thread that compiles has the processor for the other half. A clock beside them
-is late by as much as the loop was held: the longest lateness with replacements is set beside that without any.
+that fill half of the time, so that the thread that compiles has the processor for the other half, while thousands of
+users wait for a data platform that does not answer. A clock beside them is late by as much as the loop was held: the
+longest lateness with replacements is set beside that without any.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ _CHUNK = 100
 _TICK_SECONDS = 0.001
 _POLL_SECONDS = 0.1
 _SWAP_SECONDS = 60.0
+_WAITING = 9000
+_NOBODY = "http://127.0.0.1:9"
 
 
 @dataclass(slots=True)
@@ -93,7 +96,10 @@ async def _swapped(stand_ins: StandIns, octets: int, swaps: int) -> dict[str, An
         datafiles = Datafiles(transport=transport, settings=settings, metrics=metrics)
         await datafiles.start()
         await datafiles.settled()
-        load = asyncio.create_task(_load(_handler(transport, datafiles, metrics)))
+        segments = Segments(transport=transport, settings=_odp(), metrics=metrics)
+        handler = _handler(transport, datafiles, segments, metrics)
+        handler.handle(_Chunk(_records(_WAITING, fetch_segments=True)))
+        load = asyncio.create_task(_load(handler))
         lateness = _Lateness()
         lateness.start()
         await asyncio.sleep(1.0)
@@ -102,10 +108,11 @@ async def _swapped(stand_ins: StandIns, octets: int, swaps: int) -> dict[str, An
         quiet = lateness.take()
         held = [await _one(stand_ins, datafiles, lateness, revision) for revision in revisions[1:]]
         load.cancel()
+        await segments.close()
         await datafiles.close()
     return {
         "megabytes": len(revisions[0]) / 10**6, "held_ms_without": quiet, "held_ms": max(held),
-        "held_ms_median": median(held), "swaps": swaps,
+        "held_ms_median": median(held), "swaps": swaps, "waiting": _WAITING,
     }  # fmt: skip
 
 
@@ -123,14 +130,18 @@ async def _one(stand_ins: StandIns, datafiles: Datafiles, lateness: _Lateness, r
 
 
 def _revision(octets: int, number: int) -> bytes:
-    return datafile(100, pad_bytes=octets).replace(b'"revision":"42"', b'"revision":"%d"' % (42 + number))
+    return datafile(100, odp_host=_NOBODY, pad_bytes=octets).replace(
+        b'"revision":"42"', b'"revision":"%d"' % (42 + number)
+    )
 
 
-def _handler(transport: Transport, datafiles: Datafiles, metrics: Metrics) -> DecideHandler:
-    facts = FactSource(
-        datafiles=datafiles, segments=Segments(transport=transport, settings=OdpSettings(), metrics=metrics),
-        profiles=None, predictions=Predictions(transport=transport, settings=CmabSettings(), metrics=metrics),
-    )  # fmt: skip
+def _odp() -> OdpSettings:
+    return OdpSettings(allowed_hosts=("127.0.0.1",), allow_http=True, fetch_deadline=600)
+
+
+def _handler(transport: Transport, datafiles: Datafiles, segments: Segments, metrics: Metrics) -> DecideHandler:
+    predictions = Predictions(transport=transport, settings=CmabSettings(), metrics=metrics)
+    facts = FactSource(datafiles=datafiles, segments=segments, profiles=None, predictions=predictions)
     decider = Decider(
         datafiles=datafiles, facts=facts, settings=DecideSettings(), max_record_bytes=10**6, max_result_bytes=10**6,
         metrics=metrics,
@@ -138,10 +149,14 @@ def _handler(transport: Transport, datafiles: Datafiles, metrics: Metrics) -> De
     return decider.handler()
 
 
+def _records(count: int, *, fetch_segments: bool = False) -> list[Record]:
+    first = _CHUNK if fetch_segments else 0
+    values = [request(first + number, flag_keys(1), fetch_segments=fetch_segments) for number in range(count)]
+    return [Record("decide.requests", 0, at, 1, 1, b"", value, ()) for at, value in enumerate(values)]
+
+
 async def _load(handler: DecideHandler) -> None:
-    key = flag_keys(1)
-    values = [request(number, key) for number in range(_CHUNK)]
-    records = [Record("decide.requests", 0, at, 1, 1, b"", value, ()) for at, value in enumerate(values)]
+    records = _records(_CHUNK)
     while True:
         began = time.perf_counter()
         handler.handle(_Chunk(records))
