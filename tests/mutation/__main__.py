@@ -33,7 +33,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="another seed tries others (1)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants at a time (one for each core)")
     parser.add_argument("--state", type=Path, help="file of verdicts: what it holds is not tried again")
-    parser.add_argument("--deadline", type=float, default=30.0, help="seconds for a mutant, at least (30)")
+    parser.add_argument(
+        "--deadline", type=float, default=30.0, help="seconds of processor time for each, at least (30)"
+    )
     parser.add_argument("--decisions", type=int, default=3000, help="decisions compared with the SDK for each (3000)")
     parser.add_argument("--root", type=Path, default=ROOT, help="another project, with --package and --tests")
     parser.add_argument("--package", action="append", help="directory of code, below the root; may be given repeatedly")
@@ -66,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"the tests fail without any mutant: {untouched.by}", file=sys.stderr)
         return 2
     started = time.monotonic()
-    # Where others use the machine too, a survivor must not pass for one that never ends.
+    # A survivor on a slow machine must not pass for one that never ends.
     deadline = max(chosen.deadline, 3 * untouched.seconds)
     found = _tried(suite, mutants, texts, State(chosen.state, texts), max(1, chosen.jobs), deadline)
     print(*report.survivors(found), "", *report.table(found), sep="\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import selectors
 import signal
 import time
@@ -17,6 +18,10 @@ from tests.mutation.judging import Suite, judge, put_in_place
 
 KILLED, SURVIVED, TIMED_OUT = "killed", "survived", "timed out"
 _SURVIVED = b"survived"
+_MEMORY = 4 * 1024**3
+_PATIENCE = 600.0
+# So many times its processor time a child may take by the clock.
+_IDLE = 10
 
 
 class Verdict(NamedTuple):
@@ -24,52 +29,54 @@ class Verdict(NamedTuple):
     by: str
     """The test or comparison that found it."""
     seconds: float
+    """Processor time."""
 
 
 @dataclass
 class _Child:
     pid: int
     pipe: int
-    started: float
+    until: float
+    """When it is ended, if it should do nothing until then."""
     told: bytes = b""
 
 
 def verdicts(
     suite: Suite, mutants: Iterable[Mutant], texts: dict[str, str], *, jobs: int, deadline: float
 ) -> Iterator[tuple[Mutant, Verdict]]:
-    """In the order in which they are reached. Closing the iterator ends the children that still run."""
+    """In the order in which they are reached; `deadline` is in seconds of processor time.
+
+    Closing the iterator ends the children that still run.
+    """
     waiting, running = iter(mutants), dict[int, tuple[_Child, Mutant]]()
     selector = selectors.DefaultSelector()
     try:
         while True:
             while len(running) < jobs and (mutant := next(waiting, None)) is not None:
-                child = _forked(partial(_judged, suite, mutant, texts[mutant.file]))
+                child = _forked(partial(_judged, suite, mutant, texts[mutant.file]), deadline)
                 running[child.pipe] = (child, mutant)
                 selector.register(child.pipe, selectors.EVENT_READ)
             if not running:
                 return
-            for pipe in _ready(selector, running, deadline):
+            for pipe in _ready(selector, running):
                 child, mutant = running[pipe]
-                verdict = _verdict(child, deadline)
-                if verdict is not None:
+                if _told_all(child):
                     selector.unregister(pipe)
                     del running[pipe]
-                    _reap(child)
-                    yield mutant, verdict
+                    yield mutant, _verdict(child)
     finally:
         selector.close()
         for child, _ in running.values():
             _end(child)
-            _reap(child)
+            _verdict(child)
 
 
 def checked(suite: Suite) -> Verdict:
     """The code as it is, which must survive."""
-    child = _forked(partial(judge, suite))
-    while (verdict := _verdict(child, float("inf"))) is None:
+    child = _forked(partial(judge, suite), _PATIENCE)
+    while not _told_all(child):
         pass
-    _reap(child)
-    return verdict
+    return _verdict(child)
 
 
 def _judged(suite: Suite, mutant: Mutant, text: str) -> str:
@@ -77,18 +84,21 @@ def _judged(suite: Suite, mutant: Mutant, text: str) -> str:
     return judge(suite)
 
 
-def _forked(work: Callable[[], str]) -> _Child:
+def _forked(work: Callable[[], str], deadline: float) -> _Child:
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
-        _in_child(work, writing)
+        _in_child(work, writing, int(deadline))
     os.close(writing)
-    return _Child(pid, reading, time.monotonic())
+    return _Child(pid, reading, time.monotonic() + _IDLE * deadline)
 
 
-def _in_child(work: Callable[[], str], pipe: int) -> NoReturn:
+def _in_child(work: Callable[[], str], pipe: int, deadline: int) -> NoReturn:
     """Does not return: nothing of the parent may run twice."""
     try:
+        # Processor time, by a signal of the system: others may use the machine too, and a parent may be gone.
+        resource.setrlimit(resource.RLIMIT_CPU, (deadline, deadline + 1))
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
         silence = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(silence, stream)
@@ -100,24 +110,28 @@ def _in_child(work: Callable[[], str], pipe: int) -> NoReturn:
         os._exit(0)
 
 
-def _ready(selector: selectors.BaseSelector, running: dict[int, tuple[_Child, Mutant]], deadline: float) -> list[int]:
-    """Pipes with something to read, and those of children whose time is over."""
-    first = min(child.started for child, _ in running.values()) + deadline
+def _ready(selector: selectors.BaseSelector, running: dict[int, tuple[_Child, Mutant]]) -> list[int]:
+    """Pipes with something to read, and those of children that wait for something that does not come."""
+    first = min(child.until for child, _ in running.values())
     pipes = {int(key.fd) for key, _ in selector.select(max(0.0, first - time.monotonic()))}
-    late = {pipe for pipe, (child, _) in running.items() if time.monotonic() - child.started >= deadline}
-    return sorted(pipes | late)
+    return sorted(pipes | {pipe for pipe, (child, _) in running.items() if child.until <= time.monotonic()})
 
 
-def _verdict(child: _Child, deadline: float) -> Verdict | None:
-    """None while the child has told only a part."""
-    seconds = time.monotonic() - child.started
-    if seconds >= deadline:
+def _told_all(child: _Child) -> bool:
+    if child.until <= time.monotonic():
         _end(child)
-        return Verdict(TIMED_OUT, "", seconds)
     part = os.read(child.pipe, 4096)
-    if part:
-        child.told += part
-        return None
+    child.told += part
+    return not part
+
+
+def _verdict(child: _Child) -> Verdict:
+    """Of a child that has told all, or was ended."""
+    os.close(child.pipe)
+    _, status, used = os.wait4(child.pid, 0)
+    seconds = used.ru_utime + used.ru_stime
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL):
+        return Verdict(TIMED_OUT, "", seconds)
     if child.told == _SURVIVED:
         return Verdict(SURVIVED, "", seconds)
     return Verdict(KILLED, child.told.decode("utf-8", "replace") or "the process died", seconds)
@@ -126,8 +140,3 @@ def _verdict(child: _Child, deadline: float) -> Verdict | None:
 def _end(child: _Child) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(child.pid, signal.SIGKILL)
-
-
-def _reap(child: _Child) -> None:
-    os.close(child.pipe)
-    os.waitpid(child.pid, 0)

@@ -1,6 +1,7 @@
 """Verdicts kept in a file of JSON lines, so that a run that was interrupted goes on where it was.
 
-A verdict counts for the very text of its file. What survived is tried again: tests may have become stricter since.
+A verdict counts for the very text of its file. Only what was killed is known: what survived or did not end is tried
+again, as tests may have become stricter since.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from tests.mutation.finding import Mutant
-from tests.mutation.running import SURVIVED, Verdict
+from tests.mutation.running import KILLED, Verdict
 
 
 class State:
@@ -28,7 +29,7 @@ class State:
 
     def verdict(self, mutant: Mutant) -> Verdict | None:
         found = self._known.get(self._key(mutant))
-        return None if found is None or found.outcome == SURVIVED else found
+        return found if found is not None and found.outcome == KILLED else None
 
     def keep(self, mutant: Mutant, verdict: Verdict) -> None:
         if self._path is None:
