@@ -33,6 +33,7 @@ class Compiler:
         self._send_flag_decisions = send_flag_decisions
         self._drafts: dict[str, Draft] = {}
         self._rollouts: dict[str, list[str]] = {}
+        self._everyone_else: dict[str, Variation | None] = {}
         self._global_holdouts: list[Draft] = []
         self._local_holdouts: dict[str, list[Draft]] = {}
 
@@ -41,8 +42,11 @@ class Compiler:
 
     def add_rollouts(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
-            rules = {rule.id: rule for rule in map(read_draft, entry.entries("experiments"))}
+            listed = [read_draft(rule) for rule in entry.entries("experiments")]
+            rules = {rule.id: rule for rule in listed}
             self._rollouts[entry.required("id")] = list(rules)
+            # Of the rule that is listed last, also where one of its id stands before it.
+            self._everyone_else[entry.required("id")] = listed[-1].first if listed else None
             self._drafts.update(rules)
 
     def add_groups(self, entries: Iterable[Entry]) -> None:
@@ -79,8 +83,8 @@ class Compiler:
     def _variations(self, entry: Entry) -> dict[str, Variation]:
         """What a forced decision of the flag may name, by key, the first of each id and key."""
         experiments, rules = self._experiments_of(entry), self._rollout_of(entry) or []
-        if rules and rules[-1].variations:
-            everyone_else = next(iter(rules[-1].variations.values()))
+        everyone_else = self._everyone_else.get(entry.text("rolloutId"))
+        if everyone_else is not None:
             for experiment in experiments:
                 if experiment.kind == "fr":
                     experiment.variations[everyone_else.id] = everyone_else
@@ -138,8 +142,8 @@ class Compiler:
         audience, conditions = self._compiled(draft)
         origin = Origin(EXPERIMENT, draft.id, draft.key, draft.layer_id)
         written = _written(origin, draft, outcomes)
-        # The Agent does not look at the status, the SDK insists on it: none at all hinders nobody.
-        running = draft.status in (RUNNING, "")
+        # The Agent does not look at the status, the SDK insists on it: where nothing is said of it, it hinders nobody.
+        running = draft.status in (RUNNING, None)
         holdouts, whitelist, cmab = (
             self._local(draft, outcomes),
             _whitelist(draft, written),

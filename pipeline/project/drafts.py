@@ -24,10 +24,13 @@ class Draft:
     id: str
     key: str
     layer_id: str
-    status: str
+    status: str | None
+    """Empty where the datafile has null; None where it says nothing of it."""
     kind: str
     conditions: object
     variations: dict[str, Variation]
+    first: Variation | None
+    """Of the variations as they are listed, one whose key stands twice included."""
     ranges: list[tuple[int, str]]
     whitelist: dict[str, str]
     cmab_traffic: int | None
@@ -45,15 +48,17 @@ def read_draft(entry: Entry) -> Draft:
     conditions = entry.fields.get("audienceConditions")
     cmab = entry.entry("cmab")
     forced = entry.entry("forcedVariations")
-    by_key = {variation.key: variation for variation in map(_read_variation, entry.entries("variations"))}
+    listed = [_read_variation(variation) for variation in entry.entries("variations")]
+    by_key = {variation.key: variation for variation in listed}
     return Draft(
         id=entry.required("id"),
         key=entry.required("key"),
         layer_id=entry.text("layerId"),
-        status=entry.text("status"),
+        status=entry.text("status") if "status" in entry.fields else None,
         kind=entry.text("type"),
         conditions=entry.texts("audienceIds") if conditions is None else conditions,
         variations={variation.id: variation for variation in by_key.values()},
+        first=listed[0] if listed else None,
         ranges=read_ranges(entry),
         whitelist={user: forced.text(user) for user in forced.fields} if forced else {},
         cmab_traffic=(cmab.number("trafficAllocation") or 0) if cmab and cmab.fields else None,
@@ -79,9 +84,9 @@ def _read_variable(entry: Entry) -> Variable:
     # Datafiles carry JSON variables as strings with a sub-type.
     if kind == "string" and entry.text("subType") == "json":
         kind = "json"
-    return Variable(entry.required("id"), entry.required("key"), kind, entry.text("defaultValue"))
+    return Variable(entry.required("id"), entry.required("key"), kind, entry.nullable("defaultValue"))
 
 
 def _read_variation(entry: Entry) -> Variation:
-    values = {given.required("id"): given.text("value") for given in entry.entries("variables")}
+    values = {given.required("id"): given.nullable("value") for given in entry.entries("variables")}
     return Variation(entry.required("id"), entry.required("key"), bool(entry.boolean("featureEnabled")), values)

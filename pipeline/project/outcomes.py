@@ -25,7 +25,7 @@ class Variation(NamedTuple):
     id: str
     key: str
     enabled: bool
-    values: dict[str, str]
+    values: dict[str, str | None]
 
 
 class Origin(NamedTuple):

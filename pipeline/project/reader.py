@@ -27,6 +27,10 @@ class Entry:
     def text(self, name: str) -> str:
         return cast(str, self._typed(name, str)) or ""
 
+    def nullable(self, name: str) -> str | None:
+        """Text, or None where there is none: not the same as an empty one."""
+        return cast("str | None", self._typed(name, str))
+
     def required(self, name: str) -> str:
         """Text that must be there; it may be empty, as the datafile's own format allows."""
         value = self._typed(name, str)

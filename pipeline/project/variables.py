@@ -19,7 +19,7 @@ class Variable(NamedTuple):
     id: str
     key: str
     kind: str
-    default: str
+    default: str | None
 
 
 class Values(NamedTuple):
@@ -36,7 +36,7 @@ class Values(NamedTuple):
 def write_values(variables: Sequence[Variable], given: Mapping[str, str | None]) -> Values:
     """`given` holds a variation's own values by variable id; a variable that is not there has its default.
 
-    A given None is no value at all: what the SDK finds for a variation no experiment or rule lists.
+    None is no value at all: null in the datafile, or what the SDK finds for a variation no experiment or rule lists.
     """
     members: list[bytes] = []
     errors: list[str] = []

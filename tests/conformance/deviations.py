@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.conformance.dice import Json
-from tests.conformance.requests import Case, experiments_of, rules_of
+from tests.conformance.requests import Case, experiments_of
 
 
 def rules_of_all(datafile: Json) -> list[Json]:
@@ -87,32 +87,9 @@ def _odd_conditions(datafile: Json) -> bool:
     return any(not isinstance(leaf, dict) or any(isinstance(value, dict) for value in leaf.values()) for leaf in found)
 
 
-def _no_status(datafile: Json) -> bool:
-    return any(one["status"] in ("", None) for one in experiments_of(datafile))
-
-
-def _null_values(datafile: Json) -> bool:
-    variables = [one for flag in datafile.get("featureFlags", []) for one in flag["variables"]]
-    values = [
-        one for rule in rules_of_all(datafile) for own in rule["variations"] for one in own.get("variables") or []
-    ]
-    return any(one["defaultValue"] is None for one in variables) or any(one["value"] is None for one in values)
-
-
 def _half_a_cmab(datafile: Json) -> bool:
     bandits = [one["cmab"] for one in experiments_of(datafile) if one.get("cmab")]
     return any("attributeIds" not in one or "trafficAllocation" not in one for one in bandits)
-
-
-def _rest_of_a_rollout_is_ambiguous(datafile: Json) -> bool:
-    rollouts = {rollout["id"]: rollout["experiments"] for rollout in datafile.get("rollouts", [])}
-    for flag in datafile.get("featureFlags", []):
-        rules = rollouts.get(flag["rolloutId"])
-        if rules and any(rule.get("type") == "fr" for rule in rules_of(datafile, flag)):
-            first, *others = [one["key"] for one in rules[-1]["variations"]] or [""]
-            if first in others or any(rule["id"] == rules[-1]["id"] for rule in rules[:-1]):
-                return True
-    return False
 
 
 def _group_by_name(datafile: Json) -> bool:
@@ -126,13 +103,8 @@ def _nameless(datafile: Json) -> bool:
 DATAFILES: dict[str, Callable[[Json], bool]] = {
     "variations of one id that differ: the SDK takes now one, now another": _variations_that_disagree,
     "a condition that is a number, or holds an object: the SDK takes either for the number of a leaf": _odd_conditions,
-    "an experiment whose status is empty: it runs here": _no_status,
-    "a variable without a value: empty text here, null in the SDK": _null_values,
     "a CMAB without its traffic or attributes: the SDK raises": _half_a_cmab,
     "a CMAB in a delivery rule: there is no such thing": lambda one: any(r.get("cmab") for r in delivery_rules(one)),
-    "a feature rollout whose last rule, or that rule's first variation, is there twice: the SDK takes the earlier": (
-        _rest_of_a_rollout_is_ambiguous
-    ),
     "a datafile without account, project or revision: the SDK's schema demands them": _nameless,
     "a group policy outside of a group: the SDK believes it": _group_by_name,
 }

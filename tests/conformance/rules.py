@@ -31,12 +31,16 @@ VALUES: dict[str, tuple[str, ...]] = {
 OFF: Json = {"id": "$opt_dummy_variation_id", "key": "off", "featureEnabled": False, "variables": []}
 
 
+def value(dice: Dice, kind: str) -> str | None:
+    return dice.choice(VALUES[kind]) if dice.chance(0.98) else None
+
+
 def variables(dice: Dice) -> list[Json]:
     found: list[Json] = []
     for number in range(dice.of(0, 1, 2, 3)):
         kind = dice.choice(tuple(VALUES))
         key = f"var_{number}" if number == 0 or dice.chance(0.95) else "var_0"  # of two of one key the later counts
-        variable = {"id": dice.id(), "key": key, "defaultValue": dice.choice(VALUES[kind])}
+        variable = {"id": dice.id(), "key": key, "defaultValue": value(dice, kind)}
         if kind == "json" and dice.chance(0.8):
             variable |= {"type": "string", "subType": "json"}
         else:
@@ -51,7 +55,7 @@ def kind_of(variable: Json) -> str:
 
 def variation(dice: Dice, own: list[Json]) -> Json:
     values = [
-        {"id": one["id"], "value": dice.choice(VALUES[kind_of(one)])}
+        {"id": one["id"], "value": value(dice, kind_of(one))}
         for one in [*own, *own[:1]]
         if dice.chance(0.6)
     ]  # fmt: skip
@@ -92,7 +96,7 @@ def experiment(dice: Dice, ids: list[str], own: list[Json], pool: list[Json], us
         # Two experiments may share a key; a rule with a blank one gives nobody anything.
         "key": f"exp_{experiment_id}" if dice.chance(0.97) else dice.of("shared", " "),
         "layerId": dice.of("", dice.id(), f"default-{experiment_id}", None),
-        "status": "Running" if dice.chance(0.93) else dice.of("Paused", "Not started", "running"),
+        "status": "Running" if dice.chance(0.93) else dice.of("Paused", "Not started", "running", "", None),
         "variations": given,
         "trafficAllocation": allocation(dice, [one["id"] for one in given], users, experiment_id),
         "forcedVariations": dice.of({}, {}, {}, None),

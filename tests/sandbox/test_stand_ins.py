@@ -384,7 +384,7 @@ def test_stand_ins_die_with_their_starter() -> None:
     with starter:
         assert starter.stdout is not None
         *pids, directory = starter.stdout.readline().split()
-        assert len(pids) == 3
+        assert len(pids) == len(SERVICES)
         starter.send_signal(signal.SIGKILL)
     until(lambda: not any(_exists(int(pid)) for pid in pids), timeout=10, what="the end of the stand-ins")
     until(lambda: not Path(directory).exists(), timeout=10, what="the removal of their logs")
