@@ -126,4 +126,4 @@ class Requests:
         if dice.chance(0.3):
             return None
         own = [variation["id"] for variation in rule["variations"]]
-        return {"variationId": dice.of(*own, *own, "gone", ""), "uuid": f"{dice.getrandbits(64):x}"}
+        return {"variationId": dice.of(*own, *own, "gone", "gone", ""), "uuid": f"{dice.getrandbits(64):x}"}
