@@ -262,6 +262,14 @@ def test_large_bucketing_ids_are_told_of(text: str) -> None:
     assert f'invalid bucketing ID provided: \\"{text}\\"' in decision["reasons"][-1]
 
 
+def test_a_bucketing_id_that_is_no_text_is_told_of_in_its_own_letters() -> None:
+    experiment = rule("1", "e", variation("101", "on"))
+    config = project(featureFlags=[flag("f", experiment)], experiments=[experiment])
+    attributes = {"$opt_bucketing_id": ["Ada"]}
+    (reason,) = decided(config, "f", attributes=attributes, options=("INCLUDE_REASONS",))["reasons"][-1:]
+    assert "Ada" in reason
+
+
 # Trees
 
 
