@@ -178,7 +178,7 @@ def test_planted_faults(tmp_path: Path) -> None:
         (tmp_path / path).write_text(text)
     done = subprocess.run(
         [sys.executable, "-m", "tests.mutation", "--root", str(tmp_path), "--package", "planted", "--tests", "checks",
-         "--deadline", "5", "--state", str(tmp_path / "state")],
+         "--deadline", "2", "--state", str(tmp_path / "state")],
         cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (1, "")
