@@ -22,6 +22,7 @@ from pipeline.datafile.poller import Datafiles
 from pipeline.handlers.decide import DecideHandler, Decider
 from pipeline.handlers.facts import FactSource
 from pipeline.kafka.records import Record
+from pipeline.logs import configure_logs
 from pipeline.messages.delivery import Result
 from pipeline.metrics import Metrics
 from pipeline.odp.segments import Segments
@@ -82,6 +83,7 @@ class _Lateness:
 
 def swapped(stand_ins: StandIns, octets: int, *, swaps: int) -> dict[str, Any]:
     """Milliseconds that the loop was held at most: without replacement, and for each of `swaps`."""
+    configure_logs("error")
     return asyncio.run(_swapped(stand_ins, octets, swaps))
 
 

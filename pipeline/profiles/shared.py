@@ -1,18 +1,15 @@
-"""Sticky profiles: which variation each experiment once gave a user, so that it stays when traffic changes.
+"""Profiles in Redis, in the layout that the Optimizely Agent uses.
 
-They are looked up before a decision and saved before its result is sent. In Redis, in the layout the Optimizely Agent
-uses (key: the user id, value: `{"<experiment id>": {"variation_id": "<id>"}}`), or in memory, which only a single
-worker can do. Users share look-ups (MGET), and saves (a pipeline of SETs) of what they learned. `handlers/facts.py` is
-the only user.
+Key: the user id; value: `{"<experiment id>": {"variation_id": "<id>"}}`. Users share look-ups (MGET), and saves (a
+pipeline of SETs) of what they learned.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
 
 import msgspec
 import structlog
@@ -23,10 +20,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from pipeline.metrics import Metrics
+from pipeline.profiles.profile import NEW, Profile
 from pipeline.settings import ProfilesSettings
-
-Profile = Mapping[str, str]
-"""Experiment id to variation id."""
 
 _PAUSE_SECONDS = 1.0
 _MOST_ASKERS = 100
@@ -38,67 +33,10 @@ _Q = TypeVar("_Q")
 _A = TypeVar("_A")
 
 
-class Profiles(Protocol):
-    """Where profiles are kept."""
-
-    async def lookup(self, user_ids: Sequence[str]) -> Sequence[Profile | None]:
-        """The users' profiles in their order, empty for a new user.
-
-        None if one cannot be told; then nothing may be saved for the user.
-        """
-
-    async def save(self, profiles: Sequence[tuple[str, Profile]]) -> None:
-        """Keep these profiles by user id in place of those before; of two for one user the later.
-
-        A failure is counted, not raised: the decision stands.
-        """
-
-    async def close(self) -> None: ...
-
-
-def make_profiles(settings: ProfilesSettings, metrics: Metrics) -> Profiles | None:
-    """As configured; None where decisions are not sticky."""
-    if settings.redis_url is not None:
-        return RedisProfiles(settings, metrics)
-    return MemoryProfiles(settings, metrics) if settings.single_worker else None
-
-
-class MemoryProfiles:
-    """For a single worker, and only until it ends: at most `max_users`, the one asked for longest ago leaves first."""
-
-    def __init__(self, settings: ProfilesSettings, metrics: Metrics) -> None:
-        self._most = settings.max_users
-        self._known: OrderedDict[str, Profile] = OrderedDict()
-        self._lookups = {name: metrics.profile_lookups.labels(name) for name in ("found", "none")}
-        self._saves = metrics.profile_saves.labels("ok")
-
-    async def lookup(self, user_ids: Sequence[str]) -> Sequence[Profile]:
-        found = [self._known.get(user_id) for user_id in user_ids]
-        for user_id, profile in zip(user_ids, found, strict=True):
-            if profile is not None:
-                self._known.move_to_end(user_id)
-        new = found.count(None)
-        self._lookups["none"].inc(new)
-        self._lookups["found"].inc(len(found) - new)
-        return [_NEW if profile is None else profile for profile in found]
-
-    async def save(self, profiles: Sequence[tuple[str, Profile]]) -> None:
-        for user_id, profile in profiles:
-            self._known[user_id] = profile
-            self._known.move_to_end(user_id)
-        while len(self._known) > self._most:
-            self._known.popitem(last=False)
-        self._saves.inc(len(profiles))
-
-    async def close(self) -> None:
-        self._known.clear()
-
-
 class _Kept(msgspec.Struct):
     variation_id: str | None = None
 
 
-_NEW: Profile = {}
 _read = msgspec.json.Decoder(dict[str, _Kept]).decode
 _write = msgspec.json.Encoder().encode
 
@@ -143,7 +81,7 @@ class RedisProfiles:
         except _Unanswered:
             self._lookups["failed"].inc(len(user_ids))
             return [None] * len(user_ids)
-        found = [_NEW if value is None else _profile(value) for value in values]
+        found = [NEW if value is None else _profile(value) for value in values]
         new, unreadable = values.count(None), found.count(None)
         for outcome, count in (("none", new), ("unreadable", unreadable), ("found", len(found) - new - unreadable)):
             self._lookups[outcome].inc(count)

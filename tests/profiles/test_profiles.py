@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +17,9 @@ from pydantic import SecretStr, ValidationError
 from redis.asyncio import Redis
 
 from pipeline.metrics import Metrics
-from pipeline.profiles import MemoryProfiles, Profile, RedisProfiles, make_profiles
+from pipeline.profiles import Profile, make_profiles
+from pipeline.profiles.memory import MemoryProfiles
+from pipeline.profiles.shared import RedisProfiles
 from pipeline.settings import ProfilesSettings
 from tests.redis_server import RedisServer
 
@@ -271,3 +275,9 @@ async def test_settings_that_do_not_fit(settings: dict[str, Any], told: str) -> 
     with pytest.raises(ValidationError, match=told) as refused:
         ProfilesSettings(**settings)
     assert "s3cr" not in str(refused.value.errors(include_input=False))
+
+
+async def test_a_worker_without_profiles_does_not_load_the_client() -> None:
+    script = "import sys, pipeline.assembly; sys.exit('redis' in sys.modules)"
+    ended = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", script], check=False, timeout=60)
+    assert ended.returncode == 0
