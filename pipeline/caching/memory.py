@@ -6,13 +6,23 @@ It is an aiocache backend, so another one can stand in its place; aiocache's own
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
-from aiocache.base import BaseCache
-from aiocache.serializers import NullSerializer
+# aiocache loads the Redis client wherever it is installed, for a backend that is not used here: eight megabytes of every
+# worker. While its name stands for nothing, aiocache goes without.
+_modules: dict[str, Any] = sys.modules
+_hidden = "redis" not in _modules
+if _hidden:
+    _modules["redis"] = None
+from aiocache.base import BaseCache  # noqa: E402
+from aiocache.serializers import NullSerializer  # noqa: E402
+
+if _hidden:
+    del _modules["redis"]
 
 _NEVER = float("inf")
 
