@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
-# aiocache loads the Redis client wherever it is installed, for a backend that is not used here: eight megabytes of every
+# aiocache loads the Redis client wherever it is installed, for a backend that is not used here: eight megabytes of each
 # worker. While its name stands for nothing, aiocache goes without.
 _modules: dict[str, Any] = sys.modules
 _hidden = "redis" not in _modules
