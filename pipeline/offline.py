@@ -37,13 +37,13 @@ class People:
     def __init__(
         self, segments: bytes | None = None, profiles: bytes | None = None, predictions: bytes | None = None
     ) -> None:
-        self._segments = _read("--segments", segments or _NOBODY, dict[str, list[Any]], "user id -> list of segments")
+        self._segments = _read("--segments", segments, dict[str, list[Any]], "user id -> list of segments")
         kept = 'user id -> experiment id -> {"variation_id": ...}'
-        told = _read("--profiles", profiles or _NOBODY, dict[str, dict[str, _Kept]], kept)
+        told = _read("--profiles", profiles, dict[str, dict[str, _Kept]], kept)
         self._profiles = {user: {key: kept.variation_id for key, kept in one.items()} for user, one in told.items()}
         self._sticky = profiles is not None
         predicted = "user id -> rule id -> variation id"
-        self._predictions = _read("--predictions", predictions or _NOBODY, dict[str, dict[str, str]], predicted)
+        self._predictions = _read("--predictions", predictions, dict[str, dict[str, str]], predicted)
 
     def facts(self, request: DecideRequest) -> Facts:
         segments = None
@@ -114,9 +114,9 @@ def _fault(request: DecideRequest, project: ProjectConfig) -> str | None:
     return FETCH_FAILED if request.fetch_segments and project.odp is None else None
 
 
-def _read(option: str, document: bytes, shape: type[_T], text: str) -> _T:
+def _read(option: str, document: bytes | None, shape: type[_T], text: str) -> _T:
     try:
-        return msgspec.json.decode(document, type=shape)
+        return msgspec.json.decode(_NOBODY if document is None else document, type=shape)
     except msgspec.ValidationError as error:
         raise ConfigurationError([f"{option}: must be an object of {text}: {error}"]) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -48,6 +48,7 @@ class Decider:
     ) -> None:
         self.datafiles = datafiles
         self.facts = facts
+        self.may_stick = facts.keeps_profiles
         self.tasks: set[asyncio.Task[None]] = set()
         self.max_record_bytes = max_record_bytes
         self.max_result_bytes = max_result_bytes
@@ -138,7 +139,7 @@ class DecideHandler:
             self._fail(pending, EXPIRED, project.revision, results)
         elif request.fetch_segments and project.odp is None:
             self.refuse(pending, FETCH_FAILED, project.revision, results)
-        elif shared.facts.is_sticky(request):
+        elif shared.may_stick and shared.facts.is_sticky(request):
             self._by_profile(pending, profile, results)
         elif not request.fetch_segments or project.odp is None:
             self._decide(pending, project, _NOT_FETCHED, results)

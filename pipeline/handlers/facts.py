@@ -41,6 +41,10 @@ class FactSource:
     def count_hits(self) -> None:
         self._segments.count_hits()
 
+    @property
+    def keeps_profiles(self) -> bool:
+        return self._profiles is not None
+
     def is_sticky(self, request: DecideRequest) -> bool:
         """Whether the user's profile has a say."""
         return self._profiles is not None and IGNORE_PROFILE not in request.options

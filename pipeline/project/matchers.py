@@ -25,6 +25,7 @@ LARGEST_EXACT = 2**53
 SMALLEST_EXACT = -LARGEST_EXACT
 
 _VERSIONS_REMEMBERED = 128
+_LONGEST_REMEMBERED = 128
 
 
 def unknown(_attributes: Attributes, _segments: Segments) -> bool | None:
@@ -101,15 +102,18 @@ def _version(*accepted: int) -> Callable[[Name, Any], Test]:
         if type(wanted) is not str or semver.parse(wanted) is None:
             return unknown
 
-        # Users have few versions among them, and comparing one costs more than a whole audience.
-        @lru_cache(maxsize=_VERSIONS_REMEMBERED)
-        def verdict(version: str) -> bool | None:
+        def compared(version: str) -> bool | None:
             order = semver.order(version, wanted)
             return None if order is None else order in accepted
 
+        # Users have few versions among them, and comparing one costs more than a whole audience.
+        verdict = lru_cache(maxsize=_VERSIONS_REMEMBERED)(compared)
+
         def test(attributes: Attributes, _segments: Segments) -> bool | None:
             value = attributes.get(name)
-            return verdict(value) if type(value) is str else None
+            if type(value) is not str:
+                return None
+            return verdict(value) if len(value) <= _LONGEST_REMEMBERED else compared(value)
 
         return test
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import orjson
 
+from pipeline.messages.contracts import too_deep
+
 
 class Variable(NamedTuple):
     """A variable of a flag. `kind` is boolean, integer, double, json or string; any other is taken as string."""
@@ -65,6 +67,8 @@ def _written(kind: str, text: str | None) -> bytes | None:
             case "json":
                 # Written anew: a line break of the original would end a line of `pipeline decide`.
                 value = json.loads(text)
+                if too_deep(text.encode(), value):
+                    return None  # whoever reads the result could not
                 return _readable(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode())
     except (ValueError, RecursionError):
         return None

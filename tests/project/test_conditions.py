@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from pipeline.project.conditions import (
     read_audiences,
     read_conditions,
 )
+from pipeline.project.matchers import MATCHERS
 
 TRUE: dict[str, Any] = {"name": "t", "type": "custom_attribute", "match": "exists"}
 FALSE: dict[str, Any] = {"name": "f", "type": "custom_attribute", "match": "exists"}
@@ -239,3 +241,17 @@ _JSON = st.recursive(
 def test_no_value_raises(match: str, wanted: Any, user: Any, name: Any) -> None:
     for condition in (leaf(match, wanted), leaf(match, wanted, name=name), leaf(match, wanted, kind=name), wanted):
         assert evaluate(condition, {"a": user}, frozenset({"s"})) in (True, False, None)
+
+
+def test_long_versions_are_compared_and_not_remembered() -> None:
+    compiled = MATCHERS["semver_le"]("v", "1.2")
+    longest = "1.2.3-" + "x" * 100_000
+    assert compiled({"v": longest}, frozenset()) is True
+    tracemalloc.start()
+    try:
+        for number in range(50):
+            assert compiled({"v": f"{longest}{number}"}, frozenset()) is True
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1_000_000

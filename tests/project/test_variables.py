@@ -84,3 +84,11 @@ def test_always_json_on_one_line(kind: str, text: str) -> None:
     value, _ = written(kind, text)
     assert "\n" not in value
     json.loads(value)
+
+
+def test_a_json_value_is_nested_as_deep_as_a_result_can_carry() -> None:
+    for depth, expected in ((200, True), (201, False)):
+        text = "[" * depth + "]" * depth
+        written = write_values((Variable("1", "v", "json", text),), {})
+        assert (text.encode() in written.member) == expected
+        assert bool(written.errors) != expected
