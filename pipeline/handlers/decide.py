@@ -75,7 +75,7 @@ class Decider:
 
 
 class _Waiting:
-    """A user whose segments are being fetched: the request that asked, and the later ones in their order."""
+    """A user whose facts are being fetched: the request that asked, and the later ones in their order."""
 
     __slots__ = ("head", "later")
 
@@ -140,7 +140,7 @@ class DecideHandler:
         elif request.fetch_segments and project.odp is None:
             self.refuse(pending, FETCH_FAILED, project.revision, results)
         elif shared.may_stick and shared.facts.is_sticky(request):
-            self._by_profile(pending, profile, results)
+            self._by_profile(pending, project, profile, results)
         elif not request.fetch_segments or project.odp is None:
             self._decide(pending, project, _NOT_FETCHED, results)
         elif (known := shared.facts.known_segments(project.odp, request)) is not None:
@@ -153,9 +153,11 @@ class DecideHandler:
     def _without_project(self, sdk_key: str | None) -> str:
         return SDK_KEY_MISSING if sdk_key is None else self._shared.datafiles.error(sdk_key) or ""
 
-    def _by_profile(self, pending: Pending, profile: Profile | None, results: list[Result]) -> None:
+    def _by_profile(
+        self, pending: Pending, project: ProjectConfig, profile: Profile | None, results: list[Result]
+    ) -> None:
         """Decide by the user's profile, or let the user wait until it is looked up, or what was learned is saved."""
-        found = None if profile is None else self._sticky.by_profile(pending, profile, results)
+        found = None if profile is None else self._sticky.by_profile(pending, project, profile)
         if found is not None and not found.learned:
             self.answered(pending, found.value, results)
         elif found is not None or profile is None:

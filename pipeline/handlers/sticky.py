@@ -17,6 +17,7 @@ from pipeline.messages.decide import DecideRequest
 from pipeline.messages.delivery import Chunk, Delivery, Result, identity_of
 from pipeline.messages.words import FETCH_FAILED
 from pipeline.profiles import Profile
+from pipeline.project import ProjectConfig
 
 if TYPE_CHECKING:
     from pipeline.handlers.decide import DecideHandler
@@ -29,7 +30,6 @@ Pending = tuple[Chunk, Delivery, DecideRequest]
 """A request that is not answered yet."""
 _Learned = tuple[Pending, Profile, bytes]
 """A request, what its user's profile is to be, and the value of its result."""
-_REFUSED = Answer(b"")
 
 
 class Sticky:
@@ -75,24 +75,24 @@ class Sticky:
         for pending, profile in those:
             if pending[0].abandoned:
                 continue  # the next owner's, with all that lined up behind
-            found = self.by_profile(pending, profile, results[pending[0]])
+            project = self._line.project(pending[2])
+            if project is None:
+                self._line.refuse(pending, FETCH_FAILED, None, results[pending[0]])
+                answered.append((pending[2].user_id, profile))
+                continue
+            found = self.by_profile(pending, project, profile)
             if found is None:
                 continue
             if found.learned:
                 learned.append((pending, {**(profile or {}), **found.learned}, found.value))
                 continue
             answered.append((pending[2].user_id, profile))
-            if found is not _REFUSED:
-                self._line.answered(pending, found.value, results[pending[0]])
+            self._line.answered(pending, found.value, results[pending[0]])
         self._publish(results, answered)
 
-    def by_profile(self, pending: Pending, profile: Profile | None, results: list[Result]) -> Answer | None:
-        """The answer, _REFUSED if it was an error; None where the user goes on waiting for something else."""
+    def by_profile(self, pending: Pending, project: ProjectConfig, profile: Profile | None) -> Answer | None:
+        """The answer; None where the user goes on waiting for something else."""
         _, record, request = pending
-        project = self._line.project(request)
-        if project is None:
-            self._line.refuse(pending, FETCH_FAILED, None, results)
-            return _REFUSED
         segments = None
         if request.fetch_segments and project.odp is not None:
             segments = self._facts.known_segments(project.odp, request)
