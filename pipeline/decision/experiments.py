@@ -36,7 +36,7 @@ def experiments(flag: Flag, visitor: Visitor) -> Outcome | None:
 def _first(flag: Flag, experiment: Experiment, visitor: Visitor) -> Outcome | None:
     if visitor.forced is not None and (outcome := forced_rule(flag, experiment, visitor)) is not None:
         return outcome
-    if experiment.holdouts and (outcome := holdouts_of_experiment(experiment, visitor)) is not None:
+    if experiment.holdouts and (outcome := holdouts_of_experiment(flag, experiment, visitor)) is not None:
         return outcome
     return _variation(experiment, visitor)
 

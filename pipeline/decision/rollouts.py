@@ -47,7 +47,7 @@ def _last(flag: Flag, rule: DeliveryRule, visitor: Visitor) -> Outcome | None:
 
 def _before_audience(flag: Flag, rule: DeliveryRule, visitor: Visitor) -> Outcome | None:
     outcome = forced_rule(flag, rule, visitor) if visitor.forced is not None else None
-    return holdouts_of_delivery_rule(rule, visitor) if outcome is None and rule.holdouts else outcome
+    return holdouts_of_delivery_rule(flag, rule, visitor) if outcome is None and rule.holdouts else outcome
 
 
 def _passes(rule: DeliveryRule, visitor: Visitor) -> bool:

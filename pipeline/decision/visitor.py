@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from pipeline.messages.decide import DecideRequest
+from pipeline.project.flags import Held, Holdout
 from pipeline.project.outcomes import Outcome
 
 BUCKETING_ID = "$opt_bucketing_id"
@@ -49,7 +50,8 @@ class Visitor(msgspec.Struct, gc=False):
 
     `infos` collects reasons, None where nobody asked for them. `bypassed` is the outcome of a holdout the user is in
     that lets targeted deliveries through: it still owes its impression. `profile` grows by what is `learned`, `wanted`
-    by the predictions that would be needed to decide in earnest.
+    by the predictions that would be needed to decide in earnest. `held` is the global holdout the user is in, empty for
+    none, None until it was looked for.
     """
 
     user_id: str
@@ -61,6 +63,7 @@ class Visitor(msgspec.Struct, gc=False):
     """Flag and rule to variation, by key; None where there are none."""
     profile: dict[str, str] | None = None
     predictions: Mapping[str, Prediction | None] | None = None
+    held: tuple[Holdout, Held] | tuple[()] | None = None
     infos: list[str] | None = None
     bypassed: Outcome | None = None
     learned: dict[str, str] | None = None
@@ -83,7 +86,10 @@ class Visitor(msgspec.Struct, gc=False):
 
 def visitor_of(request: DecideRequest, facts: Facts) -> Visitor:
     attributes = request.attributes
-    profile = None if IGNORE_PROFILE in request.options else facts.profile
+    profile: dict[str, str] | None = None
+    if facts.profile is not None and IGNORE_PROFILE not in request.options:
+        # A copy: what is learned is the caller's to keep, or to forget where the decision comes to nothing.
+        profile = dict(facts.profile)
     bucketing_id = attributes.get(BUCKETING_ID)
     return Visitor(
         request.user_id,
@@ -92,7 +98,6 @@ def visitor_of(request: DecideRequest, facts: Facts) -> Visitor:
         (bucketing_id if isinstance(bucketing_id, str) else request.user_id).encode(),
         # Of two for one place the later counts.
         {(item.flag_key, item.rule_key): item.variation_key for item in request.forced} if request.forced else None,
-        # A copy: what is learned is the caller's to keep, or to forget where the decision comes to nothing.
-        None if profile is None else dict(profile),
+        profile,
         facts.predictions,
     )

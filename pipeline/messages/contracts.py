@@ -18,6 +18,9 @@ from pipeline.errors import Rejected
 MAX_NESTING = 200
 
 _LONGEST_NAME = 64
+_KINDS = {
+    list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false", type(None): "null",
+}  # fmt: skip
 
 
 def schemas_directory() -> Path:
@@ -76,10 +79,19 @@ def read_object(value: bytes | None, *, max_bytes: int) -> dict[str, Any]:
     try:
         document = orjson.loads(value)
     except orjson.JSONDecodeError as error:
-        raise Rejected("not_json", f"{error.msg}, at character {error.pos}") from None
+        raise Rejected("not_json", fault_of(value, error)) from None
     if type(document) is not dict:
-        raise Rejected("not_an_object", f"a JSON {type(document).__name__} in place of an object")
+        raise Rejected("not_an_object", f"{_KINDS[type(document)]} in place of an object")
     return document
+
+
+def fault_of(value: bytes, error: orjson.JSONDecodeError) -> str:
+    """Why orjson could not read `value`, and where. It says of bytes that are no UTF-8 only that there are some."""
+    try:
+        value.decode()
+    except UnicodeDecodeError as fault:
+        return f"not UTF-8 at byte {fault.start}"
+    return f"{error.msg}, at character {error.pos}"
 
 
 def too_deep(value: bytes, document: dict[str, Any]) -> bool:

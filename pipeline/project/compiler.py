@@ -7,18 +7,22 @@ experiments share one it finds the other's. Called by `compile_datafile` only.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import TypeVar
 
 from pipeline.project.allocation import Pick, compile_allocation, nobody
 from pipeline.project.conditions import Audience, Node, compile_tree, read_audiences
 from pipeline.project.drafts import RUNNING, Draft, read_draft, read_ranges, read_variables
-from pipeline.project.flags import Cmab, DeliveryRule, Experiment, Flag, Group, Holdout, Rollout
+from pipeline.project.flags import Cmab, DeliveryRule, Experiment, Flag, Group, Held, Holdout, Rollout
 from pipeline.project.matchers import Test
 from pipeline.project.outcomes import EXPERIMENT, HOLDOUT, ROLLOUT, Origin, Outcome, Outcomes, Variation
 from pipeline.project.reader import Entry
 
 _WHOLE_TRAFFIC = 10_000
+
+T = TypeVar("T")
 
 
 class Compiler:
@@ -34,8 +38,8 @@ class Compiler:
         self._drafts: dict[str, Draft] = {}
         self._rollouts: dict[str, list[str]] = {}
         self._everyone_else: dict[str, Variation | None] = {}
-        self._global_holdouts: list[Draft] = []
-        self._local_holdouts: dict[str, list[Draft]] = {}
+        self._global_holdouts: tuple[Holdout, ...] = ()
+        self._local_holdouts: defaultdict[str, list[Holdout]] = defaultdict(list)
 
     def add_experiments(self, entries: Iterable[Entry]) -> None:
         self._drafts.update((draft.id, draft) for draft in map(read_draft, entries))
@@ -62,10 +66,13 @@ class Compiler:
 
     def add_holdouts(self, everywhere: Iterable[Entry], local: Iterable[Entry]) -> None:
         """The section alone says whether a holdout is global; a local one that names no rules holds out nobody."""
-        self._global_holdouts = [draft for draft in map(read_draft, everywhere) if draft.status == RUNNING]
+        running = [draft for draft in map(read_draft, everywhere) if draft.status == RUNNING]
+        self._global_holdouts = tuple(map(self._holdout, running))
         for draft in map(read_draft, local):
-            for rule_id in draft.included_rules if draft.status == RUNNING else ():
-                self._local_holdouts.setdefault(rule_id, []).append(draft)
+            if draft.status == RUNNING:
+                holdout = self._holdout(draft)
+                for rule_id in draft.included_rules:
+                    self._local_holdouts[rule_id].append(holdout)
 
     def flags(self, entries: Sequence[Entry]) -> dict[str, Flag]:
         by_key = {entry.required("key"): entry for entry in entries}
@@ -105,7 +112,7 @@ class Compiler:
         return Flag(
             id=entry.text("id"),
             key=key,
-            holdouts=tuple(self._holdout(draft, outcomes) for draft in self._global_holdouts),
+            holdouts=self._global_holdouts,
             experiments=tuple(self._experiment(draft, outcomes) for draft in self._experiments_of(entry)),
             rollout=None if rules is None else self._rollout(rules, outcomes),
             variations=MappingProxyType(variations),
@@ -113,17 +120,18 @@ class Compiler:
             outcomes=outcomes,
         )
 
-    def _holdout(self, draft: Draft, outcomes: Outcomes) -> Holdout:
+    def _holdout(self, draft: Draft) -> Holdout:
         audience, conditions = self._compiled(draft)
         # A holdout has no layer: its campaign is the holdout itself.
-        written = _written(Origin(HOLDOUT, draft.id, draft.key), draft, outcomes)
+        origin = Origin(HOLDOUT, draft.id, draft.key)
+        held = {variation.id: Held(origin, variation) for variation in draft.variations.values()}
         return Holdout(
-            id=draft.id, key=draft.key, audience=audience, conditions=conditions, pick=_pick(draft, written),
+            id=draft.id, key=draft.key, audience=audience, conditions=conditions, pick=_pick(draft, held),
             excludes_targeted_deliveries=draft.excludes_targeted_deliveries,
         )  # fmt: skip
 
-    def _local(self, draft: Draft, outcomes: Outcomes) -> tuple[Holdout, ...]:
-        return tuple(self._holdout(holdout, outcomes) for holdout in self._local_holdouts.get(draft.id, ()))
+    def _local(self, draft: Draft) -> tuple[Holdout, ...]:
+        return tuple(self._local_holdouts.get(draft.id, ()))
 
     def _rollout(self, drafts: Sequence[Draft], outcomes: Outcomes) -> Rollout:
         rules = [self._delivery_rule(draft, number, outcomes) for number, draft in enumerate(drafts, 1)]
@@ -135,7 +143,7 @@ class Compiler:
         return DeliveryRule(
             id=draft.id, key=draft.key, audience=audience, conditions=conditions,
             pick=_pick(draft, _written(origin, draft, outcomes)),
-            origin=origin, number=number, holdouts=self._local(draft, outcomes),
+            origin=origin, number=number, holdouts=self._local(draft),
         )  # fmt: skip
 
     def _experiment(self, draft: Draft, outcomes: Outcomes) -> Experiment:
@@ -145,7 +153,7 @@ class Compiler:
         # The Agent does not look at the status, the SDK insists on it: where nothing is said of it, it hinders nobody.
         running = draft.status in (RUNNING, None)
         holdouts, whitelist, cmab = (
-            self._local(draft, outcomes),
+            self._local(draft),
             _whitelist(draft, written),
             self._cmab(draft, outcomes),
         )
@@ -176,10 +184,10 @@ def _written(origin: Origin, draft: Draft, outcomes: Outcomes) -> dict[str, Outc
     return {variation.id: outcomes.of(origin, variation) for variation in draft.variations.values()}
 
 
-def _pick(draft: Draft, written: dict[str, Outcome]) -> Pick[Outcome]:
+def _pick(draft: Draft, given: Mapping[str, T]) -> Pick[T]:
     if not draft.key.strip():
         return nobody  # the SDK buckets nobody into a rule without a key
-    return compile_allocation(draft.id, [(end, written.get(entity_id)) for end, entity_id in draft.ranges])
+    return compile_allocation(draft.id, [(end, given.get(entity_id)) for end, entity_id in draft.ranges])
 
 
 def _whitelist(draft: Draft, written: dict[str, Outcome]) -> dict[str, Outcome | str]:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 import orjson
 
 from pipeline.errors import DatafileRefused
+from pipeline.messages.contracts import fault_of
 from pipeline.project.attributes import EventAttributes
 from pipeline.project.compiler import Compiler
 from pipeline.project.conditions import Audience, compile_tree, read_conditions
@@ -26,7 +27,7 @@ def compile_datafile(raw: bytes) -> ProjectConfig:
     try:
         document = Entry(orjson.loads(raw), "")
     except orjson.JSONDecodeError as error:
-        raise DatafileRefused(f"not JSON: {error}") from error
+        raise DatafileRefused(f"not JSON: {fault_of(raw, error)}") from None
     version = document.text("version")
     if version != _VERSION:
         raise DatafileRefused(f'version is "{version[:20]}"; only "{_VERSION}" can be read')

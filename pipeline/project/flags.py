@@ -1,7 +1,8 @@
 """The compiled entities of a datafile: flags with their holdouts, experiments and delivery rules.
 
-Everything a decision needs is here in the order it is needed; each kind of rule maps a bucketing id straight to the
-outcome it gives. Immutable, shared by all decisions of a revision. Built by the compiler, read by the decider.
+Everything a decision needs is here in the order it is needed; a rule maps a bucketing id straight to the outcome it
+gives. Immutable, but for what `Held` remembers; shared by all decisions of a revision. Built by the compiler, read by
+the decider.
 """
 
 from __future__ import annotations
@@ -23,20 +24,45 @@ class Rule:
     key: str
     audience: Test | None
     conditions: Node | None
-    pick: Pick[Outcome]
-    """The outcome for a bucketing id; of an experiment, without its group."""
+
+
+class Held:
+    """A variation of a holdout, for all flags.
+
+    What a flag makes of it is written when the first user comes to it, and remembered: a project has many more pairs
+    of flag and holdout than its users meet soon, and each takes as long as a whole decision and over a kilobyte.
+    """
+
+    __slots__ = ("_by_flag", "_origin", "_variation")
+
+    def __init__(self, origin: Origin, variation: Variation) -> None:
+        self._origin = origin
+        self._variation = variation
+        self._by_flag: dict[str, Outcome] = {}
+
+    @property
+    def variation_key(self) -> str:
+        return self._variation.key
+
+    def outcome(self, flag: Flag) -> Outcome:
+        found = self._by_flag.get(flag.key)
+        if found is None:
+            found = self._by_flag[flag.key] = flag.outcomes.of(self._origin, self._variation)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class Holdout(Rule):
-    """A running holdout, as one flag sees it."""
+    """A running holdout, of all flags if it is global, else of single rules."""
 
+    pick: Pick[Held]
     excludes_targeted_deliveries: bool
     """Users it holds out still get targeted deliveries; the holdout then only counts them."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryRule(Rule):
+    pick: Pick[Outcome]
     origin: Origin
     number: int
     """Its place among the rules, counted from 1: how reasons name it."""
@@ -63,6 +89,8 @@ class Cmab:
 
 @dataclass(frozen=True, slots=True)
 class Experiment(Rule):
+    pick: Pick[Outcome]
+    """The outcome for a bucketing id, as if the experiment were in no group."""
     origin: Origin
     running: bool
     targeted_delivery: bool
@@ -92,6 +120,7 @@ class Flag:
     id: str
     key: str
     holdouts: tuple[Holdout, ...]
+    """The global ones: all flags of a project have the same."""
     experiments: tuple[Experiment, ...]
     rollout: Rollout | None
     variations: Mapping[str, Variation]

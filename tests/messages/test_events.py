@@ -41,8 +41,8 @@ TRACK_FAULTS = {
     "timestamp-in-microseconds": ("invalid_field", "timestamp: maximum"),
     "timestamp-fraction": ("invalid_field", "timestamp: type"),
     "sdk-key-with-blank": ("invalid_field", "sdkKey: pattern"),
-    "not-an-object-list": ("not_an_object", "a JSON list in place of an object"),
-    "not-an-object-number": ("not_an_object", "a JSON int in place of an object"),
+    "not-an-object-list": ("not_an_object", "a list in place of an object"),
+    "not-an-object-number": ("not_an_object", "a number in place of an object"),
 }
 ODP_FAULTS = {
     "action-missing": ("action_missing", NO_ACTION),
@@ -64,7 +64,7 @@ ODP_FAULTS = {
     "type-number": ("invalid_field", "type: type"),
     "timestamp-in-seconds": ("invalid_field", "timestamp: minimum"),
     "sdk-key-number": ("invalid_field", "sdkKey: type"),
-    "not-an-object-list": ("not_an_object", "a JSON list in place of an object"),
+    "not-an-object-list": ("not_an_object", "a list in place of an object"),
 }
 RECORD_FAULTS = {"empty", "not_json", "not_an_object"}
 

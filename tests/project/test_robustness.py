@@ -81,30 +81,30 @@ def test_the_whole_one_is_taken() -> None:
 @pytest.mark.parametrize(
     ("raw", "told"),
     [
-        (b"", "not JSON: Input is a zero-length, empty document: line 1 column 1 (char 0)"),
-        (b"  \n", "not JSON: input data is empty: line 1 column 1 (char 0)"),
+        (b"", "not JSON: Input is a zero-length, empty document, at character 0"),
+        (b"  \n", "not JSON: input data is empty, at character 0"),
         (
             b"\xef\xbb\xbf" + document(),
-            "not JSON: UTF-8 byte order mark (BOM) is not supported: line 1 column 1 (char 0)",
+            "not JSON: UTF-8 byte order mark (BOM) is not supported, at character 0",
         ),
-        (b"\xff\xfe" + document(), "not JSON: str is not valid UTF-8: surrogates not allowed"),
-        (document()[:-1] + b', "x": "\xc3("}', "not JSON: str is not valid UTF-8: surrogates not allowed"),
-        (document()[:-1] + b', "x": "\\ud800"}', "not JSON: no low surrogate in string: line 1 column "),
-        (document()[:-1] + b', "\\udfff": 1}', "not JSON: invalid high surrogate in string: line 1 column "),
-        (document()[:-1] + b', "x": NaN}', "not JSON: unexpected character, expected a JSON value: line 1 "),
-        (document()[:-1] + b', "x": -Infinity}', "not JSON: no digit after sign: line 1 column "),
-        (document()[:-1], "not JSON: unexpected end of data: line 1 column "),
-        (document() + b"x", "not JSON: unexpected content after document: line 1 column "),
-        (b"[" * 10**5 + b"]" * 10**5, "not JSON: depth limit exceeded: line 1 column "),
+        (b"\xff\xfe" + document(), "not JSON: not UTF-8 at byte "),
+        (document()[:-1] + b', "x": "\xc3("}', "not JSON: not UTF-8 at byte "),
+        (document()[:-1] + b', "x": "\\ud800"}', "not JSON: no low surrogate in string, at character "),
+        (document()[:-1] + b', "\\udfff": 1}', "not JSON: invalid high surrogate in string, at character "),
+        (document()[:-1] + b', "x": NaN}', "not JSON: unexpected character, expected a JSON value, at character "),
+        (document()[:-1] + b', "x": -Infinity}', "not JSON: no digit after sign, at character "),
+        (document()[:-1], "not JSON: unexpected end of data, at character "),
+        (document() + b"x", "not JSON: unexpected content after document, at character "),
+        (b"[" * 10**5 + b"]" * 10**5, "not JSON: depth limit exceeded, at character "),
         (
             document()[:-1] + b', "x": ' + b'{"a":' * 10**5 + b"1" + b"}" * 10**6 + b"}",
-            "not JSON: depth limit exceeded: ",
+            "not JSON: depth limit exceeded, at character ",
         ),
     ],
 )
 def test_what_is_no_json_is_told_with_its_place(raw: bytes, told: str) -> None:
     assert refusal(raw).startswith(told)
-    assert "(char " in refusal(raw)
+    assert re.search(r" at (character|byte) [0-9]+$", refusal(raw))
 
 
 @pytest.mark.parametrize("number", [2**63, 2**64 - 1])
@@ -186,7 +186,7 @@ def text_of(tree_depth: int) -> str:
 def test_a_datafile_with_such_a_tree_is_no_json_and_within_a_text_it_is_unknown() -> None:
     """A datafile is read 1,024 levels deep. Conditions as text are a document of their own, and may be no JSON."""
     typed = document(typedAudiences=[{"id": "1", "conditions": "TREE"}]).replace(b'"TREE"', text_of(10_000).encode())
-    assert refusal(typed).startswith("not JSON: depth limit exceeded: line 1 column ")
+    assert refusal(typed).startswith("not JSON: depth limit exceeded, at character ")
     plain = compile_datafile(
         document(
             audiences=[{"id": "1", "conditions": text_of(10_000)}],

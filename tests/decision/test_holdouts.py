@@ -1,0 +1,67 @@
+"""Holdouts are shared by all flags: what a flag makes of one is its own, and is written when it is needed."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+from tests.decision.projects import Json, answered, flag, project, request, rule, variation
+
+HELD = variation("$opt_dummy_variation_id", "held", enabled=False)
+
+
+def holdout(identity: str, **more: object) -> Json:
+    return rule(identity, f"h{identity}", HELD, **more)
+
+
+def origins(answer: Json) -> list[tuple[str, str, str]]:
+    """Flag, rule and variation of each decision."""
+    return [(one["flagKey"], one["ruleKey"], one["variationKey"]) for one in answer["decisions"]]
+
+
+def test_each_flag_is_held_out_by_itself() -> None:
+    price = [{"id": "v", "key": "price", "type": "integer", "defaultValue": "7"}]
+    config = project(featureFlags=[flag("f"), flag("g", variables=price)], holdouts=[holdout("5")])
+    for _ in range(2):  # the second time it is remembered
+        answer = answered(config, request())
+        assert origins(answer) == [("f", "h5", "held"), ("g", "h5", "held")]
+        assert [one.get("variables") for one in answer["decisions"]] == [None, {"price": 7}]
+        assert [one["flagKey"] for one in answer["tracking"]["impressions"]] == ["f", "g"]
+
+
+def test_reasons_are_each_flags_own() -> None:
+    config = project(featureFlags=[flag("f"), flag("g")], holdouts=[holdout("4", trafficAllocation=[]), holdout("5")])
+    first, second = answered(config, request(options=("INCLUDE_REASONS",)))["decisions"]
+    assert first["reasons"] == second["reasons"]
+    assert "User user is in no holdout variation." in first["reasons"]
+    assert "User user is in variation held of holdout h5." in first["reasons"]
+
+
+def test_one_id_of_a_global_and_a_local_holdout_is_two_holdouts() -> None:
+    experiment = rule("1", "e", variation("101", "on"))
+    twin = rule("5", "local", variation("$opt_dummy_variation_id", "kept", enabled=True), includedRules=["1"])
+    everybody = holdout("5", excludeTargetedDeliveries=True)
+    config = project(
+        featureFlags=[flag("f", experiment | {"type": "td"})], experiments=[experiment | {"type": "td"}],
+        holdouts=[everybody], localHoldouts=[twin],
+    )  # fmt: skip
+    for _ in range(2):
+        answer = answered(config, request("f"))
+        assert origins(answer) == [("f", "local", "kept")]
+        assert [one["ruleKey"] for one in answer["tracking"]["impressions"]] == ["local"]
+
+
+def test_a_holdout_takes_no_memory_for_flags_nobody_asked_for() -> None:
+    flags = [flag(f"f{number}") for number in range(200)]
+
+    def kept(holdouts: int) -> int:
+        listed = [holdout(str(number), audienceIds=["11"]) for number in range(holdouts)]
+        tracemalloc.start()
+        try:
+            config = project(featureFlags=flags, holdouts=listed)
+            taken, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert len(config.flags) == 200
+        return taken
+
+    assert kept(50) < 1.5 * kept(0)
