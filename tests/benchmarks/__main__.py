@@ -24,13 +24,11 @@ from tests.benchmarks.machine import description
 from tests.benchmarks.others import cold_users, impressions_out, odp_events_out, paced, scaled
 from tests.benchmarks.rig import PARTITIONS, Rig
 from tests.benchmarks.rows import ALONE, DECIDE, Stand, loads, rounds
-from tests.benchmarks.swap import swapped
+from tests.benchmarks.swap import SIZES, swapped
 
 _ODP_SECONDS = 0.03
 _COLD_RATE = 10_000
 PARTS = ("loads", "cold", "events", "latency", "scale", "swap", "steps")
-_SWAPPED = (500_000, 5_000_000)
-"""Bytes of the datafiles that are replaced under load."""
 
 
 class Bench:
@@ -99,7 +97,7 @@ class Bench:
     def _swap(self, rig: Rig) -> None:
         self.console.print("datafiles replaced under load")
         swaps = 3 if self.quick else 20
-        self.others["swap"] = [swapped(rig.stand_ins, octets, swaps=swaps) for octets in _SWAPPED]
+        self.others["swap"] = [swapped(rig.stand_ins, octets, swaps=swaps) for octets in SIZES]
 
     def _steps(self, rig: Rig) -> None:
         self.console.print("single steps")

@@ -77,6 +77,12 @@ def as_document(
     rows, steps = list(rows), list(steps)
     ratios = {name: value for row in rows for name, value in row.ratios().items()}
     ratios |= {f"{step.name}: {step.theirs} / ours": step.ratio for step in steps if step.ratio}
+    ratios |= {
+        f"a datafile of {one['megabytes']:.1g} MB replaced under load: held / orjson.loads": (
+            one["held_ms_median"] / one["loads_ms"]
+        )
+        for one in others.get("swap", ())
+    }
     return {
         "machine": dict(machine),
         "rows": [{"title": row.title, **{name: asdict(one) for name, one in row.figures.items()}} for row in rows],

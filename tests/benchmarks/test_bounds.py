@@ -10,10 +10,11 @@ import pytest
 from rich.console import Console
 
 from tests.benchmarks import bounds, micro
-from tests.benchmarks.figures import Row, figure
+from tests.benchmarks.figures import Row, as_document, figure
 from tests.benchmarks.loads import CACHED
 from tests.benchmarks.rig import Taken
 from tests.benchmarks.rows import loads
+from tests.benchmarks.swap import SIZES
 
 BOUNDS = {"a / b": {"at_most": 2.0}, "c / d": {"at_least": 10.0}}
 
@@ -37,6 +38,8 @@ def test_every_bound_is_on_a_ratio_that_a_quick_run_gives() -> None:
     taken = Taken(us=1.0, rate=1.0, busy=1.0, peak_bytes=1)
     rows = [Row(load.title, {name: figure([[taken]]) for name in contenders}) for load, contenders in loads(quick=True)]
     given = {name for row in rows for name in row.ratios()}
+    swaps = [{"megabytes": octets / 10**6, "loads_ms": 1.0, "held_ms_median": 1.0} for octets in SIZES]
+    given |= set(as_document({}, [], [], {"swap": swaps})["ratios"])
     given |= {f"{case.name}: {case.says} / ours" for case in micro.cases(micro.QUICK)}
     named = json.loads(bounds.FILE.read_text("utf-8"))["bounds"]
     assert set(named) - given == set()
