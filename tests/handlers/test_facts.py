@@ -21,7 +21,7 @@ from pipeline.sandbox.processes import StandIns
 from pipeline.settings import CmabSettings, DecideSettings
 from pipeline.transport import Transport
 from tests.decision.projects import document, flag, rule, variation
-from tests.handlers.chunks import Loaded, PublishingChunk, new_metrics, records
+from tests.handlers.chunks import Loaded, PublishingChunk, new_metrics, records, value
 from tests.handlers.test_decide import Told
 from tests.settled import until
 
@@ -239,12 +239,8 @@ async def test_options_that_forget_are_followed_once_for_a_request(stand_ins: St
         # The first experiment's choice is not in the datafile, so the second is asked: what the first said is kept.
         assert bench.decision("a")["variationKey"] == "e"
         assert stand_ins.ledger("cmab")["by_rule"] == {"20": 1, "30": 1}
-        assert value_of(bench, "cmab_cache_entries") == 2
+        assert value(bench.metrics, "cmab_cache_entries") == 2
         await bench.close()
-
-
-def value_of(bench: Bench, name: str) -> float:
-    return bench.metrics.registry.get_sample_value(f"decision_pipeline_{name}") or 0.0
 
 
 async def test_a_chunk_shares_one_look_up_and_one_save(stand_ins: StandIns) -> None:
@@ -335,6 +331,46 @@ async def test_what_was_given_away_is_neither_saved_nor_answered(stand_ins: Stan
         await bench.close()
 
 
+async def test_who_waited_for_segments_keeps_what_was_learned_before(stand_ins: StandIns) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        bench.book.kept["ada"] = {"99": "kept too"}
+        chunk = bench.chunk(body("a", fetchSegments=True))
+        await until(lambda: bench.segments.asked)
+        await bench.segments.tell(0)
+        await until(lambda: chunk.settled == 1)
+        assert bench.book.kept["ada"] == {"99": "kept too", "10": bench.decision("a")["variationId"]}
+        await bench.close()
+
+
+async def test_what_was_given_away_while_its_segments_were_fetched_is_not_saved(stand_ins: StandIns) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        chunk = bench.chunk(body("a", fetchSegments=True))
+        await until(lambda: bench.segments.asked)
+        chunk.abandoned = True
+        await bench.segments.tell(0)
+        await until(lambda: not bench.decider.tasks)
+        assert bench.happened == ["lookup ada"]
+        assert chunk.settled == 0
+        await bench.close()
+
+
+async def test_what_was_given_away_while_it_was_predicted_is_not_counted(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", hold_answers=True)
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins, sticky=False)
+        chunk = bench.chunk(body("a", key="chosen"))
+        await until(lambda: stand_ins.ledger("cmab")["requests"] == 1)
+        chunk.abandoned = True
+        stand_ins.control("cmab", hold_answers=False)
+        await until(lambda: not bench.decider.tasks)
+        bench.chunk(body("b", "bob"))
+        assert bench.happened == ["result b"]
+        assert value(bench.metrics, "decide_requests_total", outcome="decided") == 1
+        await bench.close()
+
+
 async def test_segments_that_fail_leave_no_cycles_behind(stand_ins: StandIns) -> None:
     # What is garbage while a datafile is compiled is never collected.
     async with Transport() as transport:
@@ -359,15 +395,69 @@ async def test_segments_that_fail_leave_no_cycles_behind(stand_ins: StandIns) ->
 async def test_of_a_batch_from_several_chunks_each_is_looked_at(stand_ins: StandIns) -> None:
     async with Transport() as transport:
         bench = Bench(transport, stand_ins)
+        bench.book.kept["bea"] = {"10": "101"}
         bench.book.gate.clear()
         bench.chunk(body("held", "hans"))
-        kept, given_away = bench.chunk(body("a", "ann")), bench.chunk(body("b", "bob"))
+        await until(lambda: bench.happened == ["lookup hans"])
+        given_away, kept = bench.chunk(body("b", "bob"), body("c", "bea")), bench.chunk(body("a", "ann"))
         given_away.abandoned = True
         bench.book.gate.set()
         await until(lambda: not bench.decider.tasks)
-        assert bench.happened[:2] == ["lookup hans ann bob", "save hans ann"]
+        assert bench.happened == [
+            "lookup hans", "save hans", "result held", "lookup bob bea ann", "save ann", "result a",
+        ]  # fmt: skip
         assert (kept.settled, given_away.settled) == (1, 0)
-        assert "bob" not in bench.book.kept
+        await bench.close()
+
+
+async def test_what_was_given_away_after_it_was_decided_is_not_saved(stand_ins: StandIns) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        bench.book.gate.clear()
+        bench.chunk(body("held", "hans"))
+        await until(lambda: bench.happened == ["lookup hans"])
+        # The twenty of one turn, and one more who has to wait for room after them.
+        given_away = bench.chunk(*(body(str(number), f"user-{number}") for number in range(20)))
+        full = PublishingChunk(records(body("a", "ann"), first=100), log=bench.log, has_room=False)
+        bench.handler.handle(full)
+        bench.book.gate.set()
+        await until(lambda: full.held_back)
+        given_away.abandoned = True
+        full.let_go_on()
+        await until(lambda: not bench.decider.tasks)
+        assert bench.happened[-2:] == ["save ann", "result a"]
+        assert (full.settled, given_away.settled) == (1, 0)
+        await bench.close()
+
+
+async def test_what_was_given_away_while_many_are_saved_is_not_published(stand_ins: StandIns) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        bench.book.gate.clear()
+        chunk = bench.chunk(body("a"), body("b", "bob"), body("c"))
+        await until(lambda: bench.happened == ["lookup ada bob"])
+        bench.book.gate.set()
+        bench.book.gate.clear()
+        await until(lambda: bench.happened == ["lookup ada bob", "save ada bob"])
+        chunk.abandoned = True
+        bench.book.gate.set()
+        await until(lambda: not bench.decider.tasks)
+        assert (chunk.settled, len(bench.happened)) == (0, 2)
+        await bench.close()
+
+
+async def test_between_twenty_users_and_the_next_twenty_others_have_their_turn(stand_ins: StandIns) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        users = [f"user-{number}" for number in range(70)]
+        bench.book.kept |= {user: {"10": "101"} for user in users}
+        chunk = bench.chunk(*(body(user, user) for user in users))
+        seen: set[int] = set()
+        async with asyncio.timeout(5):
+            while chunk.settled < len(users):
+                seen.add(chunk.settled)
+                await asyncio.sleep(0)
+        assert seen == {0, 20, 40, 60}
         await bench.close()
 
 
@@ -391,7 +481,7 @@ async def test_what_was_given_away_while_it_was_to_be_saved_is_not_published(sta
 async def test_a_partition_without_room_does_not_stop_the_others(stand_ins: StandIns) -> None:
     stand_ins.control("cmab", variations={"20": ["202"]})
     async with Transport() as transport:
-        bench = Bench(transport, stand_ins)
+        bench = Bench(transport, stand_ins, sticky=False)
         users = [f"user-{number}" for number in range(600)]
         full = PublishingChunk(
             records(*(body(user, user, key="chosen") for user in users)), log=bench.log, has_room=False
@@ -404,6 +494,46 @@ async def test_a_partition_without_room_does_not_stop_the_others(stand_ins: Stan
         full.has_room = True
         full.let_go_on()
         await until(lambda: full.settled == 600, seconds=20)
+        await bench.close()
+
+
+async def test_a_prediction_that_comes_when_there_is_no_room_waits_for_it(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", hold_answers=True)
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins, sticky=False)
+        chunk = bench.chunk(body("a", key="chosen"))
+        await until(lambda: stand_ins.ledger("cmab")["requests"] == 1)
+        chunk.has_room = False
+        stand_ins.control("cmab", hold_answers=False)
+        await until(lambda: chunk.held_back)
+        assert chunk.settled == 0
+        chunk.let_go_on()
+        await until(lambda: chunk.settled == 1)
+        await bench.close()
+
+
+async def test_of_many_who_are_saved_one_by_one_fifty_are_at_a_time_and_no_room_keeps_the_others(
+    stand_ins: StandIns,
+) -> None:
+    users = [f"user-{number}" for number in range(60)]
+    saves = [f"save {user}" for user in users]
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        chunk = bench.chunk(*(body(user, user, fetchSegments=True) for user in users))
+        await until(lambda: len(bench.segments.asked) == 60)
+        bench.book.gate.clear()
+        for number in range(60):
+            await bench.segments.tell(number)
+        await until(lambda: bench.happened[1:] == saves[:50])
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert bench.happened[1:] == saves[:50]
+        # They are decided when it is their turn to be saved, whatever became of the room meanwhile.
+        bench.datafiles.projects["key"] = bench.project(revision="99")
+        chunk.has_room = False
+        bench.book.gate.set()
+        await until(lambda: chunk.settled == 60)
+        assert [one["revision"] for one in chunk.documents] == ["7"] * 50 + ["99"] * 10
         await bench.close()
 
 
@@ -430,6 +560,25 @@ async def test_a_datafile_that_is_replaced_meanwhile_decides(stand_ins: StandIns
         bench.book.gate.set()
         await until(lambda: chunk.settled == 1)
         assert _document(bench.log[0])["revision"] == "99"
+        await bench.close()
+
+
+async def test_a_datafile_that_is_gone_meanwhile_is_an_error_for_all_who_stand_in_line(stand_ins: StandIns) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        bench.book.gate.clear()
+        chunk = bench.chunk(body("a"), body("b"), body("c", "bob"))
+        await until(lambda: bench.happened == ["lookup ada bob"])
+        bench.datafiles.errors["key"] = "the key was revoked"
+        del bench.datafiles.projects["key"]
+        bench.book.gate.set()
+        await until(lambda: chunk.settled == 3)
+        assert {one["requestId"]: one["error"] for one in chunk.documents} == {
+            "a": "failed to fetch qualified segments",
+            "b": "the key was revoked",
+            "c": "failed to fetch qualified segments",
+        }
+        assert value(bench.metrics, "decide_requests_total", outcome="error") == 3
         await bench.close()
 
 
