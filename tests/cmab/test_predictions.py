@@ -6,6 +6,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
@@ -13,8 +14,9 @@ import pytest
 from optimizely.cmab.cmab_client import DefaultCmabClient
 from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 
-from pipeline.cmab import Predictions
+from pipeline.cmab import Predictions, client
 from pipeline.decision import Prediction, Wanted
 from pipeline.limits import Backoff
 from pipeline.metrics import Metrics
@@ -28,14 +30,28 @@ RULE = "7001"
 NO_OPTIONS: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class Noting(Backoff):
+    """No pause at all; notes how many failures in a row it was asked for."""
+
+    noted: list[int] = field(default_factory=list)
+
+    def delay(self, failures: int, retry_after: float | None = None) -> float:
+        self.noted.append(failures)
+        return 0.0
+
+
 class Opened:
-    def __init__(self, stand_ins: StandIns, transport: Transport, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, stand_ins: StandIns, transport: Transport, settings: dict[str, Any], backoff: Backoff | None
+    ) -> None:
         self.stand_ins = stand_ins
         self.metrics = Metrics(CollectorRegistry())
         own = {"prediction_url_template": stand_ins.prediction_url_template} | settings
         self.predictions = Predictions(
-            transport=transport, settings=CmabSettings(**own), metrics=self.metrics, backoff=Backoff(0.01, 0.02)
-        )
+            transport=transport, settings=CmabSettings(**own), metrics=self.metrics,
+            backoff=backoff or Backoff(0.01, 0.02),
+        )  # fmt: skip
 
     async def ask(self, user: str = "ann", *rules: str, options: frozenset[str] = NO_OPTIONS, **attributes: Any) -> Any:
         wanted = [Wanted(rule, attributes) for rule in rules or (RULE,)]
@@ -56,9 +72,9 @@ class Opened:
 
 
 @asynccontextmanager
-async def opened(stand_ins: StandIns, **settings: Any) -> AsyncIterator[Opened]:
+async def opened(stand_ins: StandIns, *, backoff: Backoff | None = None, **settings: Any) -> AsyncIterator[Opened]:
     async with Transport() as transport:
-        made = Opened(stand_ins, transport, settings)
+        made = Opened(stand_ins, transport, settings, backoff)
         try:
             yield made
         finally:
@@ -227,12 +243,89 @@ async def test_a_service_that_does_not_answer_is_asked_now_and_then_and_nobody_w
 
 async def test_a_silent_service_holds_up_a_full_chunk_for_one_deadline(stand_ins: StandIns) -> None:
     stand_ins.control("cmab", hold_answers=True)
-    settings = {"fetch_deadline": 0.5, "request_timeout": 10, "max_in_flight": 4}
+    settings: dict[str, Any] = {"fetch_deadline": 0.5, "request_timeout": 10, "max_in_flight": 4}
     async with opened(stand_ins, **settings) as made:
         async with asyncio.timeout(3):
             assert await asyncio.gather(*(made.ask(f"user {number}") for number in range(500))) == [None] * 500
             assert await asyncio.gather(*(made.ask(f"late {number}") for number in range(500))) == [None] * 500
         stand_ins.control("cmab", hold_answers=False)
+
+
+async def test_who_waits_for_a_slot_goes_without_when_the_service_turns_out_to_be_down(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", hold_answers=True)
+    async with opened(stand_ins, retries=0, request_timeout=0.1, fetch_deadline=60, max_in_flight=2) as made:
+        assert await asyncio.gather(*(made.ask(f"user {number}") for number in range(100))) == [None] * 100
+        assert made.count("cmab_requests_total", outcome="held") > 50
+        stand_ins.control("cmab", hold_answers=False)
+
+
+async def test_after_a_pause_one_finds_out_for_all_and_what_was_never_answered_counts(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", hold_answers=True)
+    async with opened(stand_ins, retries=0, request_timeout=10, fetch_deadline=0.1) as made:
+        twenty = [f"user {number}" for number in range(20)]
+        assert await asyncio.gather(*map(made.ask, twenty)) == [None] * 20
+        assert made.count("cmab_requests_total", outcome="failed") == 20
+        asked = stand_ins.ledger("cmab")["requests"]
+        stand_ins.control("cmab", hold_answers=False, status=503)
+        async with asyncio.timeout(5):
+            while stand_ins.ledger("cmab")["requests"] == asked:
+                assert await asyncio.gather(*map(made.ask, twenty)) == [None] * 20
+        assert stand_ins.ledger("cmab")["requests"] - asked < 10
+        assert made.count("cmab_requests_total", outcome="held") > 10
+
+
+async def test_the_pauses_of_an_outage_grow_from_the_fifth_failure_on(stand_ins: StandIns) -> None:
+    backoff = Noting()
+    stand_ins.control("cmab", status=503)
+    async with opened(stand_ins, retries=0, backoff=backoff) as made:
+        for number in range(8):
+            assert await made.ask(f"user {number}") is None
+        assert backoff.noted == [1, 1, 1, 1, 1, 2, 3, 4]
+        stand_ins.control("cmab", status=None)
+        assert await made.ask() is not None
+        stand_ins.control("cmab", status=503)
+        assert await made.ask("late") is None
+        assert backoff.noted[8:] == [1], "from the beginning, after an answer"
+
+
+async def test_each_line_counts_the_failures_since_the_one_before(
+    stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_ins.control("cmab", status=503)
+    async with opened(stand_ins, retries=0, backoff=Noting()) as made:
+        with capture_logs() as logs:
+            for number in range(7):
+                monkeypatch.setattr(client, "_TOLD_SECONDS", 0.0 if number < 3 else 600.0)
+                assert await made.ask(f"user {number}") is None
+            stand_ins.control("cmab", status=None)
+            assert await made.ask() is not None
+    assert [(one["event"].split(":")[0], one["failures"]) for one in logs] == [
+        ("predictions fail", 1), ("predictions fail", 1), ("predictions fail", 1), ("predictions are back", 4),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", [{"answer": {}}, {"status": 400}])
+async def test_nonsense_and_refusals_are_no_outage(stand_ins: StandIns, fault: dict[str, Any]) -> None:
+    stand_ins.control("cmab", **fault)
+    async with opened(stand_ins, retries=0) as made:
+        for number in range(40):
+            assert await made.ask(f"user {number}") is None
+        assert stand_ins.ledger("cmab")["requests"] == 40
+        assert made.count("cmab_requests_total", outcome="held") == 0
+
+
+async def test_who_waits_to_try_again_leaves_the_slot_to_others(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", fail_next=1)
+    settings: dict[str, Any] = {"max_in_flight": 1, "request_timeout": 60, "fetch_deadline": 60}
+    async with opened(stand_ins, backoff=Backoff(60, 60), **settings) as made:
+        waiting = asyncio.ensure_future(made.ask("ann"))
+        await until(lambda: made.count("cmab_requests_total", outcome="retried") == 1)
+        async with asyncio.timeout(5):
+            assert await made.ask("bob") is not None
+        assert not waiting.done()
+        await made.predictions.close()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
 
 
 async def test_some_failures_among_many_are_no_outage_and_no_flood_of_lines(
@@ -283,7 +376,15 @@ async def test_what_is_refused_is_not_tried_again(stand_ins: StandIns) -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    [{}, {"predictions": []}, {"predictions": [{}]}, {"predictions": [None]}, {"predictions": None}, []],
+    [
+        {},
+        {"predictions": []},
+        {"predictions": [{}]},
+        {"predictions": [None]},
+        {"predictions": None},
+        {"predictions": {"variation_id": "7"}},
+        [],
+    ],
 )
 async def test_an_answer_without_a_variation_is_a_failure(stand_ins: StandIns, answer: Any) -> None:
     stand_ins.control("cmab", answer=answer)
@@ -291,6 +392,14 @@ async def test_an_answer_without_a_variation_is_a_failure(stand_ins: StandIns, a
         assert await made.ask() is None
         assert made.count("cmab_requests_total", outcome="failed") == 1
         assert stand_ins.ledger("cmab")["answered_otherwise"] == 2
+
+
+async def test_an_answer_that_is_no_json_is_a_failure(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", status=200)
+    async with opened(stand_ins) as made:
+        assert await made.ask() is None
+        assert made.count("cmab_requests_total", outcome="failed") == 1
+        assert stand_ins.ledger("cmab")["requests"] == 2
 
 
 @pytest.mark.parametrize(
@@ -308,8 +417,8 @@ async def test_the_first_prediction_is_read_as_the_sdk_reads_it(
     stand_ins.control("cmab", answer={"predictions": predictions})
     async with opened(stand_ins) as made:
         assert (await made.ask()).variation_id == read
-    client = DefaultCmabClient(prediction_endpoint=stand_ins.prediction_url_template.replace("%s", "{}"))
-    assert await asyncio.to_thread(client.fetch_decision, RULE, "ann", {}, str(uuid4())) == read
+    sdk = DefaultCmabClient(prediction_endpoint=stand_ins.prediction_url_template.replace("%s", "{}"))
+    assert await asyncio.to_thread(sdk.fetch_decision, RULE, "ann", {}, str(uuid4())) == read
 
 
 async def test_nobody_waits_beyond_the_deadline(stand_ins: StandIns) -> None:

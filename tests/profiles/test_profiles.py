@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import subprocess
 import sys
@@ -17,11 +18,12 @@ from pydantic import SecretStr, ValidationError
 from redis.asyncio import Redis
 
 from pipeline.metrics import Metrics
-from pipeline.profiles import Profile, make_profiles
+from pipeline.profiles import Profile, make_profiles, shared
 from pipeline.profiles.memory import MemoryProfiles
 from pipeline.profiles.shared import RedisProfiles
 from pipeline.settings import ProfilesSettings
 from tests.redis_server import RedisServer
+from tests.settled import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -177,6 +179,21 @@ async def test_what_redis_says_of_a_command_does_not_reach_the_log(
     assert "alice" not in said
 
 
+async def test_of_what_redis_refuses_its_own_code_is_told(
+    redis: RedisServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    redis.client.config_set("min-replicas-to-write", 1)
+    try:
+        async with opened(redis) as made:
+            await made.profiles.save([("eva", {"1": "2"}), ("ann", {"1": "2"})])
+            assert made.count("profile_saves_total", outcome="failed") == 2
+    finally:
+        redis.client.config_set("min-replicas-to-write", 0)
+    said = "".join(capsys.readouterr())
+    assert "ResponseError: NOREPLICAS" in said
+    assert "eva" not in said
+
+
 async def test_a_loop_that_stood_still_is_no_outage(redis: RedisServer) -> None:
     async with opened(redis, timeout=0.2) as made:
         await made.profiles.save([("ann", {"1": "a"})])
@@ -203,6 +220,57 @@ async def test_what_is_asked_meanwhile_goes_out_together(redis: RedisServer) -> 
         assert made.count("profile_request_seconds_count", operation="save") == 3
 
 
+@pytest.mark.parametrize("answered", [True, False])
+async def test_one_who_gives_up_takes_the_answer_from_nobody(redis: RedisServer, answered: bool) -> None:
+    async with opened(redis, timeout=5 if answered else 0.5) as made:
+        redis.hold()
+        try:
+            impatient, patient = (asyncio.ensure_future(made.one(user)) for user in ("ann", "bob"))
+            await until(lambda: made.profiles._reading._asked == [] and made.profiles._reading._task is not None)
+            impatient.cancel()
+            if answered:
+                redis.go_on()
+            async with asyncio.timeout(5):
+                assert await patient == ({} if answered else None)
+        finally:
+            redis.go_on()
+        with pytest.raises(asyncio.CancelledError):
+            await impatient
+
+
+async def test_a_defect_is_told_to_the_loop_and_is_nobodys_answer(redis: RedisServer) -> None:
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    async with opened(redis) as made:
+        odd: Any = {"1": object()}
+        with pytest.raises(asyncio.CancelledError):
+            await made.profiles.save([("ann", odd)])
+        assert [type(one["exception"]) for one in told] == [TypeError]
+        async with asyncio.timeout(5):
+            await made.profiles.save([("ann", {"1": "a"})])
+        assert await made.one("ann") == {"1": "a"}
+
+
+async def test_failures_leave_no_cycles_behind(redis: RedisServer) -> None:
+    # What is garbage while a datafile is compiled is never collected.
+    redis.stop()
+    try:
+        async with opened(redis) as made:
+            await made.one("warm")
+            await made.profiles.save([("warm", {"1": "a"})])
+            gc.collect()
+            gc.disable()
+            try:
+                for number in range(50):
+                    assert await made.one(f"user {number}") is None
+                    await made.profiles.save([(f"user {number}", {"1": "a"})])
+                assert gc.collect() < 50, "not even one object a failure"
+            finally:
+                gc.enable()
+    finally:
+        redis.start()
+
+
 async def test_a_stop_cancels_who_waits(redis: RedisServer) -> None:
     async with opened(redis, timeout=30) as made:
         redis.hold()
@@ -219,15 +287,20 @@ async def test_a_stop_cancels_who_waits(redis: RedisServer) -> None:
             redis.go_on()
 
 
-async def test_an_outage_is_told_once_and_its_end_too(redis: RedisServer, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_an_outage_is_told_once_and_its_end_too(
+    redis: RedisServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "_PAUSE_SECONDS", 0.0)
     async with opened(redis, timeout=0.1) as made:
         redis.hold()
         try:
-            for _ in range(20):
+            for _ in range(3):
                 await made.one("ann")
         finally:
             redis.go_on()
+        assert made.count("profile_request_seconds_count", operation="lookup") == 6, "each was tried, and failed"
         await answering(made)
+        assert await made.one("ann") == {}
     said = "".join(capsys.readouterr())
     assert said.count("profiles cannot be read: decisions") == 1
     assert said.count("profiles cannot be read: over") == 1
@@ -251,7 +324,15 @@ async def test_in_memory_the_one_asked_for_longest_ago_leaves_first() -> None:
     assert await profiles.lookup(["ann"]) == [{"1": "ann"}]
     await profiles.save([("cid", {"1": "cid"})])
     assert await profiles.lookup(["ann", "bob", "cid"]) == [{"1": "ann"}, {}, {"1": "cid"}]
-    assert metrics.registry.get_sample_value("decision_pipeline_profile_lookups_total", {"outcome": "none"}) == 1
+    await profiles.save([("ann", {"1": "new"})])
+    await profiles.save([("dan", {"1": "dan"})])
+    assert await profiles.lookup(["ann", "cid", "dan"]) == [{"1": "new"}, {}, {"1": "dan"}], "saved is used, too"
+    await profiles.save([(user, {"1": user}) for user in ("eva", "fay", "gus", "hal")])
+    assert await profiles.lookup(["ann", "dan", "eva", "fay", "gus", "hal"]) == [{}] * 4 + [{"1": "gus"}, {"1": "hal"}]
+    counted = metrics.registry.get_sample_value
+    assert counted("decision_pipeline_profile_lookups_total", {"outcome": "none"}) == 6
+    assert counted("decision_pipeline_profile_lookups_total", {"outcome": "found"}) == 7
+    assert counted("decision_pipeline_profile_saves_total", {"outcome": "ok"}) == 9
     await profiles.close()
     assert await profiles.lookup(["ann"]) == [{}]
 
