@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.decision.visitor import Visitor
 from pipeline.project.flags import DeliveryRule, Experiment, Flag
-from pipeline.project.outcomes import EXPERIMENT, Origin, Outcome
+from pipeline.project.outcomes import EXPERIMENT, Origin, Outcome, write_choice
 
 _WHOLE_FLAG = Origin(EXPERIMENT)
 
@@ -29,4 +29,4 @@ def _forced(flag: Flag, origin: Origin, visitor: Visitor) -> Outcome | None:
         place = f"flag ({flag.key}), rule ({origin.key})" if origin.key else f"flag ({flag.key})"
         subject = "Invalid variation" if variation is None else f"Variation ({variation_key})"
         visitor.infos.append(f"{subject} is mapped to {place} and user ({visitor.user_id}) in the forced decision map.")
-    return None if variation is None else flag.outcomes.of(origin, variation)
+    return None if variation is None else flag.outcomes.of(write_choice(origin, variation))

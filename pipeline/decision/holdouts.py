@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pipeline.decision import reasons
 from pipeline.decision.visitor import Visitor
-from pipeline.project.flags import DeliveryRule, Experiment, Flag, Held, Holdout
-from pipeline.project.outcomes import Outcome
+from pipeline.project.flags import DeliveryRule, Experiment, Flag, Holdout
+from pipeline.project.outcomes import Choice, Outcome
 
 
 def global_holdouts(flag: Flag, visitor: Visitor) -> Outcome | None:
@@ -19,8 +19,8 @@ def global_holdouts(flag: Flag, visitor: Visitor) -> Outcome | None:
         return None
     holdout, held = found
     if not holdout.excludes_targeted_deliveries:
-        return held.outcome(flag)
-    visitor.bypassed = held.outcome(flag)
+        return flag.outcomes.of(held)
+    visitor.bypassed = flag.outcomes.of(held)
     if visitor.infos is not None:
         visitor.infos.append(
             f"Holdout '{holdout.key}' excludes targeted deliveries. Targeted delivery rules will be evaluated."
@@ -41,7 +41,7 @@ def holdouts_of_delivery_rule(flag: Flag, rule: DeliveryRule, visitor: Visitor) 
     return outcome
 
 
-def _global(flag: Flag, visitor: Visitor) -> tuple[Holdout, Held] | None:
+def _global(flag: Flag, visitor: Visitor) -> tuple[Holdout, Choice] | None:
     # All flags have the same holdouts: a user is in the same one for each. Reasons are each flag's own.
     if visitor.held is None or visitor.infos is not None:
         visitor.held = ()
@@ -57,11 +57,11 @@ def _local(flag: Flag, rule: Experiment | DeliveryRule, visitor: Visitor, why: l
     for holdout in rule.holdouts:
         held = _held(holdout, visitor, "local holdout", why, rule.id)
         if held is not None:
-            return held.outcome(flag)
+            return flag.outcomes.of(held)
     return None
 
 
-def _held(holdout: Holdout, visitor: Visitor, scope: str, why: list[str] | None, rule_id: str = "") -> Held | None:
+def _held(holdout: Holdout, visitor: Visitor, scope: str, why: list[str] | None, rule_id: str = "") -> Choice | None:
     passed = holdout.audience is None or holdout.audience(visitor.attributes, visitor.segments) is True
     held = holdout.pick(visitor.bucketing) if passed else None
     if why is not None:
@@ -70,7 +70,7 @@ def _held(holdout: Holdout, visitor: Visitor, scope: str, why: list[str] | None,
 
 
 def _explain(
-    why: list[str], holdout: Holdout, visitor: Visitor, scope: str, rule_id: str, passed: bool, held: Held | None
+    why: list[str], holdout: Holdout, visitor: Visitor, scope: str, rule_id: str, passed: bool, held: Choice | None
 ) -> None:
     user = visitor.user_id
     reasons.audience(why, holdout, visitor)
@@ -80,9 +80,9 @@ def _explain(
         return
     why.append(f"User {user} meets conditions for {scope} {holdout.key}.")
     reasons.bucketing(why, f'{scope} "{holdout.key}"', visitor)
-    if held is not None:
+    if held is not None and held.variation is not None:
         of_rule = f" for rule {rule_id}" if rule_id else ""
-        why.append(f"User {user} is in variation {held.variation_key} of {scope} {holdout.key}{of_rule}.")
+        why.append(f"User {user} is in variation {held.variation.key} of {scope} {holdout.key}{of_rule}.")
     elif rule_id:
         why.append(f"User {user} is not bucketed into local holdout {holdout.key} for rule {rule_id}.")
     else:

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from pipeline.messages.decide import DecideRequest
-from pipeline.project.flags import Held, Holdout
-from pipeline.project.outcomes import Outcome
+from pipeline.project.flags import Holdout
+from pipeline.project.outcomes import Choice, Outcome
 
 BUCKETING_ID = "$opt_bucketing_id"
 IGNORE_PROFILE = "IGNORE_USER_PROFILE_SERVICE"
@@ -63,7 +63,7 @@ class Visitor(msgspec.Struct, gc=False):
     """Flag and rule to variation, by key; None where there are none."""
     profile: dict[str, str] | None = None
     predictions: Mapping[str, Prediction | None] | None = None
-    held: tuple[Holdout, Held] | tuple[()] | None = None
+    held: tuple[Holdout, Choice] | tuple[()] | None = None
     infos: list[str] | None = None
     bypassed: Outcome | None = None
     learned: dict[str, str] | None = None

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeVar
 
 from pipeline.project.allocation import Pick, compile_allocation, nobody
 from pipeline.project.conditions import Audience, Node, compile_tree, read_audiences
 from pipeline.project.drafts import RUNNING, Draft, read_draft, read_ranges, read_variables
-from pipeline.project.flags import Cmab, DeliveryRule, Experiment, Flag, Group, Held, Holdout, Rollout
+from pipeline.project.flags import Cmab, DeliveryRule, Experiment, Flag, Group, Holdout, Rollout
 from pipeline.project.matchers import Test
-from pipeline.project.outcomes import EXPERIMENT, HOLDOUT, ROLLOUT, Origin, Outcome, Outcomes, Variation
+from pipeline.project.outcomes import EXPERIMENT, HOLDOUT, ROLLOUT, Origin, Outcome, Outcomes, Variation, write_choice
 from pipeline.project.reader import Entry
 
 _WHOLE_TRAFFIC = 10_000
@@ -36,7 +37,7 @@ class Compiler:
         self._attribute_keys = attribute_keys
         self._send_flag_decisions = send_flag_decisions
         self._drafts: dict[str, Draft] = {}
-        self._rollouts: dict[str, list[str]] = {}
+        self._rollouts: dict[str, list[Draft]] = {}
         self._everyone_else: dict[str, Variation | None] = {}
         self._global_holdouts: tuple[Holdout, ...] = ()
         self._local_holdouts: defaultdict[str, list[Holdout]] = defaultdict(list)
@@ -48,7 +49,7 @@ class Compiler:
         for entry in entries:
             listed = [read_draft(rule) for rule in entry.entries("experiments")]
             rules = {rule.id: rule for rule in listed}
-            self._rollouts[entry.required("id")] = list(rules)
+            self._rollouts[entry.required("id")] = list(rules.values())
             # Of the rule that is listed last, also where one of its id stands before it.
             self._everyone_else[entry.required("id")] = listed[-1].first if listed else None
             self._drafts.update(rules)
@@ -85,7 +86,12 @@ class Compiler:
 
     def _rollout_of(self, entry: Entry) -> list[Draft] | None:
         rules = self._rollouts.get(entry.text("rolloutId"))
-        return None if rules is None else [self._drafts[rule] for rule in rules]
+        return None if rules is None else [self._counting(rule) for rule in rules]
+
+    def _counting(self, rule: Draft) -> Draft:
+        # Of rules of one id the SDK buckets by the one that is read last, and names each by its own rollout.
+        last = self._drafts[rule.id]
+        return last if last is rule else replace(last, key=rule.key, layer_id=rule.layer_id)
 
     def _variations(self, entry: Entry) -> dict[str, Variation]:
         """What a forced decision of the flag may name, by key, the first of each id and key."""
@@ -124,7 +130,7 @@ class Compiler:
         audience, conditions = self._compiled(draft)
         # A holdout has no layer: its campaign is the holdout itself.
         origin = Origin(HOLDOUT, draft.id, draft.key)
-        held = {variation.id: Held(origin, variation) for variation in draft.variations.values()}
+        held = {variation.id: write_choice(origin, variation) for variation in draft.variations.values()}
         return Holdout(
             id=draft.id, key=draft.key, audience=audience, conditions=conditions, pick=_pick(draft, held),
             excludes_targeted_deliveries=draft.excludes_targeted_deliveries,
@@ -181,13 +187,16 @@ class Compiler:
 
 
 def _written(origin: Origin, draft: Draft, outcomes: Outcomes) -> dict[str, Outcome]:
-    return {variation.id: outcomes.of(origin, variation) for variation in draft.variations.values()}
+    return {variation.id: outcomes.of(write_choice(origin, variation)) for variation in draft.variations.values()}
 
 
 def _pick(draft: Draft, given: Mapping[str, T]) -> Pick[T]:
     if not draft.key.strip():
         return nobody  # the SDK buckets nobody into a rule without a key
-    return compile_allocation(draft.id, [(end, given.get(entity_id)) for end, entity_id in draft.ranges])
+    # An empty id is nobody's, also where a variation has none.
+    return compile_allocation(
+        draft.id, [(end, given.get(entity_id) if entity_id else None) for end, entity_id in draft.ranges]
+    )
 
 
 def _whitelist(draft: Draft, written: dict[str, Outcome]) -> dict[str, Outcome | str]:

@@ -1,8 +1,7 @@
 """The compiled entities of a datafile: flags with their holdouts, experiments and delivery rules.
 
-Everything a decision needs is here in the order it is needed; a rule maps a bucketing id straight to the outcome it
-gives. Immutable, but for what `Held` remembers; shared by all decisions of a revision. Built by the compiler, read by
-the decider.
+Everything a decision needs is here in the order it is needed; each kind of rule maps a bucketing id straight to what it
+gives. Immutable, shared by all decisions of a revision. Built by the compiler, read by the decider.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pipeline.project.allocation import Pick
 from pipeline.project.conditions import Node
 from pipeline.project.matchers import Test
-from pipeline.project.outcomes import Origin, Outcome, Outcomes, Variation
+from pipeline.project.outcomes import Choice, Origin, Outcome, Outcomes, Variation
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,36 +25,12 @@ class Rule:
     conditions: Node | None
 
 
-class Held:
-    """A variation of a holdout, for all flags.
-
-    What a flag makes of it is written when the first user comes to it, and remembered: a project has many more pairs
-    of flag and holdout than its users meet soon, and each takes as long as a whole decision and over a kilobyte.
-    """
-
-    __slots__ = ("_by_flag", "_origin", "_variation")
-
-    def __init__(self, origin: Origin, variation: Variation) -> None:
-        self._origin = origin
-        self._variation = variation
-        self._by_flag: dict[str, Outcome] = {}
-
-    @property
-    def variation_key(self) -> str:
-        return self._variation.key
-
-    def outcome(self, flag: Flag) -> Outcome:
-        found = self._by_flag.get(flag.key)
-        if found is None:
-            found = self._by_flag[flag.key] = flag.outcomes.of(self._origin, self._variation)
-        return found
-
-
 @dataclass(frozen=True, slots=True)
 class Holdout(Rule):
     """A running holdout, of all flags if it is global, else of single rules."""
 
-    pick: Pick[Held]
+    pick: Pick[Choice]
+    """What it gives, whatever the flag."""
     excludes_targeted_deliveries: bool
     """Users it holds out still get targeted deliveries; the holdout then only counts them."""
 

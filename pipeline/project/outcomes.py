@@ -1,15 +1,16 @@
 """What a flag can say, written out as JSON when the datafile arrives.
 
 Nothing in a decision depends on the user but `userContext` and the reasons, so the rest is written once for each
-rule and variation. Field order is the Agent's, then the fields of ours. Made by the compiler, and by the decider
-for the few pairs of rule and variation that only a forced decision brings together.
+rule and variation. Field order is the Agent's, then the fields of ours. Made by the compiler, and by the decider for
+the pairs that nobody may ever meet: a rule and a variation that only a forced decision brings together, a holdout and
+each of all flags.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import msgspec
 import orjson
 
 from pipeline.project.variables import Values, Variable, write_values
@@ -37,8 +38,21 @@ class Origin(NamedTuple):
     layer_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Choice(msgspec.Struct, frozen=True, gc=False):
+    """A variation that something gives, written out but for what is the flag's own: its key and its variables.
+
+    `variation` is None for nothing at all. `opening` and `impression` lack the flag's key in their middle.
+    """
+
+    origin: Origin
+    variation: Variation | None
+    opening: bytes
+    sent: bytes
+    unsent: bytes
+    impression: bytes
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One possible decision of one flag.
 
     A decision is `opening`, the user context, the reasons, `variables.member`, then `sent` or `unsent`. `plain` is
@@ -63,49 +77,27 @@ class Outcome:
 
     def predicted(self, uuid: str) -> Outcome:
         """The same, its impression carrying the id of the prediction that chose it."""
-        return replace(self, impression=self.impression.removesuffix(b"null}") + orjson.dumps(uuid) + b"}")
+        return msgspec.structs.replace(
+            self, impression=self.impression.removesuffix(b"null}") + orjson.dumps(uuid) + b"}"
+        )
 
 
 class Outcomes:
     """Makes the outcomes of one flag."""
 
-    __slots__ = ("_defaults", "_flag_key", "_send_all", "_variables")
+    __slots__ = ("_defaults", "_key", "_send_all", "_variables")
 
     def __init__(self, flag_key: str, variables: tuple[Variable, ...], *, send_flag_decisions: bool) -> None:
-        self._flag_key = flag_key
+        self._key = orjson.dumps(flag_key)
         self._variables = variables
         self._defaults = write_values(variables, {})
         self._send_all = send_flag_decisions
 
-    def of(self, origin: Origin, variation: Variation) -> Outcome:
-        return self._make(origin, variation, self._values(origin, variation))
-
-    def nothing(self) -> Outcome:
-        """No rule gave a variation. Its impression is a rollout's, as in the SDKs."""
-        return self._make(Origin(ROLLOUT), None, self._defaults)
-
-    def failure(self, reason: str) -> Outcome:
-        """The flag could not be decided."""
-        values = Values(b"", (reason,))
-        closing = _closing(Origin(""), None, dispatched=False)
-        opening = _opening(self._flag_key, Origin(""), None)
-        return Outcome(
-            kind="", rule_key="", enabled=False, tracked=False, failed=True, variation_key="", variation_id="",
-            opening=opening, variables=values, sent=closing, unsent=closing,
-            plain=_plain(values, closing), impression=b"",
-        )  # fmt: skip
-
-    def _values(self, origin: Origin, variation: Variation) -> Values:
-        if not variation.enabled:
-            return self._defaults
-        if origin.kind == HOLDOUT:
-            # The SDK knows values of variations of experiments and rules only; a holdout is never enabled in earnest.
-            return write_values(self._variables, {variable.id: None for variable in self._variables})
-        return write_values(self._variables, variation.values)
-
-    def _make(self, origin: Origin, variation: Variation | None, values: Values) -> Outcome:
+    def of(self, choice: Choice) -> Outcome:
+        """What the flag makes of it."""
+        origin, variation = choice.origin, choice.variation
+        values = self._values(origin, variation)
         tracked = origin.kind != ROLLOUT or self._send_all
-        sent, unsent = (_closing(origin, variation, dispatched=dispatched) for dispatched in (True, False))
         return Outcome(
             kind=origin.kind,
             rule_key=origin.key,
@@ -114,30 +106,55 @@ class Outcomes:
             failed=False,
             variation_key=variation.key if variation else "",
             variation_id=variation.id if variation else "",
-            opening=_opening(self._flag_key, origin, variation),
+            opening=_opening(choice, self._key),
             variables=values,
-            sent=sent,
-            unsent=unsent,
-            plain=_plain(values, sent if tracked else unsent),
-            impression=_impression(self._flag_key, origin, variation),
+            sent=choice.sent,
+            unsent=choice.unsent,
+            plain=_plain(values, choice.sent if tracked else choice.unsent),
+            impression=b'{"flagKey":' + self._key + choice.impression,
         )
+
+    def nothing(self) -> Outcome:
+        """No rule gave a variation. Its impression is a rollout's, as in the SDKs."""
+        return self.of(write_choice(Origin(ROLLOUT), None))
+
+    def failure(self, reason: str) -> Outcome:
+        """The flag could not be decided."""
+        values = Values(b"", (reason,))
+        return Outcome(
+            kind="", rule_key="", enabled=False, tracked=False, failed=True, variation_key="", variation_id="",
+            opening=_opening(_NOTHING, self._key), variables=values, sent=_NOTHING.unsent, unsent=_NOTHING.unsent,
+            plain=_plain(values, _NOTHING.unsent), impression=b"",
+        )  # fmt: skip
+
+    def _values(self, origin: Origin, variation: Variation | None) -> Values:
+        if variation is None or not variation.enabled:
+            return self._defaults
+        if origin.kind == HOLDOUT:
+            # The SDK knows values of variations of experiments and rules only; a holdout is never enabled in earnest.
+            return write_values(self._variables, {variable.id: None for variable in self._variables})
+        return write_values(self._variables, variation.values)
+
+
+def write_choice(origin: Origin, variation: Variation | None) -> Choice:
+    """Costs as much as a decision: do it once for all flags."""
+    fields = {
+        "variationKey": variation.key if variation else "",
+        "enabled": variation is not None and variation.enabled,
+        "ruleKey": origin.key,
+    }
+    sent, unsent = (_closing(origin, variation, dispatched=dispatched) for dispatched in (True, False))
+    return Choice(origin, variation, orjson.dumps(fields)[:-1], sent, unsent, _impression(origin, variation))
 
 
 def unknown_flag(flag_key: str) -> tuple[bytes, bytes]:
     """What stands before and after the user context in the decision for a key no flag has."""
     values = Values(b"", (f'No flag was found for key "{flag_key}".',))
-    closing = _closing(Origin(""), None, dispatched=False)
-    return _opening(flag_key, Origin(""), None), _plain(values, closing)
+    return _opening(_NOTHING, orjson.dumps(flag_key)), _plain(values, _NOTHING.unsent)
 
 
-def _opening(flag_key: str, origin: Origin, variation: Variation | None) -> bytes:
-    fields = {
-        "variationKey": variation.key if variation else "",
-        "enabled": variation is not None and variation.enabled,
-        "ruleKey": origin.key,
-        "flagKey": flag_key,
-    }
-    return orjson.dumps(fields)[:-1] + b',"userContext":'
+def _opening(choice: Choice, flag_key: bytes) -> bytes:
+    return choice.opening + b',"flagKey":' + flag_key + b',"userContext":'
 
 
 def _closing(origin: Origin, variation: Variation | None, *, dispatched: bool) -> bytes:
@@ -156,16 +173,15 @@ def _plain(values: Values, closing: bytes) -> bytes:
     return b',"reasons":' + orjson.dumps(values.errors) + values.member + closing
 
 
-def _impression(flag_key: str, origin: Origin, variation: Variation | None) -> bytes:
-    """One entry of `tracking.impressions`, with the ids as they are sent.
+def _impression(origin: Origin, variation: Variation | None) -> bytes:
+    """One entry of `tracking.impressions`, after the flag's key, with the ids as they are sent.
 
     The campaign is the layer, or the experiment if it has none; a variation id that is not all ASCII digits is null.
     """
     variation_id = variation.id if variation else ""
     numeric = variation_id.isascii() and variation_id.isdigit()
-    return orjson.dumps(
+    fields = orjson.dumps(
         {
-            "flagKey": flag_key,
             "ruleKey": origin.key,
             "ruleType": origin.kind,
             "variationKey": variation.key if variation else "",
@@ -176,3 +192,7 @@ def _impression(flag_key: str, origin: Origin, variation: Variation | None) -> b
             "cmabUuid": None,
         }
     )
+    return b"," + fields[1:]
+
+
+_NOTHING = write_choice(Origin(""), None)
