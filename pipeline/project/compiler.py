@@ -51,7 +51,7 @@ class Compiler:
             rules = {rule.id: rule for rule in listed}
             self._rollouts[entry.required("id")] = list(rules.values())
             # Of the rule that is listed last, also where one of its id stands before it.
-            self._everyone_else[entry.required("id")] = listed[-1].first if listed else None
+            self._everyone_else[entry.required("id")] = next(iter(listed[-1].listed), None) if listed else None
             self._drafts.update(rules)
 
     def add_groups(self, entries: Iterable[Entry]) -> None:
@@ -130,7 +130,8 @@ class Compiler:
         audience, conditions = self._compiled(draft)
         # A holdout has no layer: its campaign is the holdout itself.
         origin = Origin(HOLDOUT, draft.id, draft.key)
-        held = {variation.id: write_choice(origin, variation) for variation in draft.variations.values()}
+        # All that are listed: what holdouts give is found by id, also where a key stands twice.
+        held = {variation.id: write_choice(origin, variation) for variation in draft.listed}
         return Holdout(
             id=draft.id, key=draft.key, audience=audience, conditions=conditions, pick=_pick(draft, held),
             excludes_targeted_deliveries=draft.excludes_targeted_deliveries,

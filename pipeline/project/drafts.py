@@ -29,8 +29,9 @@ class Draft:
     kind: str
     conditions: object
     variations: dict[str, Variation]
-    first: Variation | None
-    """Of the variations as they are listed, one whose key stands twice included."""
+    """By id; of two of one key the later."""
+    listed: list[Variation]
+    """As they stand there."""
     ranges: list[tuple[int, str]]
     whitelist: dict[str, str]
     cmab_traffic: int | None
@@ -58,7 +59,7 @@ def read_draft(entry: Entry) -> Draft:
         kind=entry.text("type"),
         conditions=entry.texts("audienceIds") if conditions is None else conditions,
         variations={variation.id: variation for variation in by_key.values()},
-        first=listed[0] if listed else None,
+        listed=listed,
         ranges=read_ranges(entry),
         whitelist={user: forced.text(user) for user in forced.fields} if forced else {},
         cmab_traffic=(cmab.number("trafficAllocation") or 0) if cmab and cmab.fields else None,

@@ -93,13 +93,12 @@ class Comparison:
         self._shared = frozenset[str]()
 
     def take(self, datafile: Json) -> list[Difference]:
-        """Read a datafile on both sides. Raises Refused if the SDK does not take it; we must take it all the same."""
+        """Read a datafile on both sides. Raises Refused if only the SDK does not take it; we must take them all."""
+        self._shared = shared_feature_rollouts(datafile)
         try:
-            self._shared = shared_feature_rollouts(datafile)
             self._project = compile_datafile(json.dumps(datafile).encode())
-        except Exception as error:  # noqa: BLE001 - any is a difference
-            self.oracle.take(datafile)
-            return [Difference(f"refused: {error}", f"{error!r}, the SDK takes the datafile")]
+        except Exception as error:  # noqa: BLE001 - any is a difference, whatever the SDK makes of the datafile
+            return [Difference(f"refused: {error}", repr(error))]
         return list(_read_differently(self._project, self.oracle.take(datafile)))
 
     def differences(self, case: Case) -> list[Difference]:

@@ -66,6 +66,9 @@ class _Parts:
         if rules and dice.chance(0.05):
             rules.insert(1, rules[0] | {"trafficAllocation": [], "layerId": dice.id()})  # of two the later counts
         rules.append(delivery_rule(dice, self._audience_ids, own, pool, self._users, last=True))
+        others = [rule["id"] for rollout in self.rollouts for rule in rollout["experiments"]]
+        if others and dice.chance(0.04):
+            rules[0]["id"] = dice.choice(others)  # of all rollouts the later counts, and keeps its name in each
         self.rollouts.append({"id": f"rollout-{number}", "experiments": rules if dice.chance(0.96) else []})
         return f"rollout-{number}"
 

@@ -134,17 +134,19 @@ def delivery_rule(
 
 def holdout(dice: Dice, ids: list[str], users: list[str]) -> Json:
     holdout_id = dice.id()
-    given: Any = OFF if dice.chance(0.85) else variation(dice, [])
+    given: list[Any] = [OFF] if dice.chance(0.8) else [variation(dice, []) for _ in range(dice.of(1, 1, 2, 3))]
+    first, *others = given
     return {
         "id": holdout_id,
         "key": f"holdout_{holdout_id}" if dice.chance(0.97) else "",
         "status": "Running" if dice.chance(0.9) else dice.of("Draft", "Concluded", "Archived", None),
-        "variations": [given],
+        "variations": given,
         "trafficAllocation": [
             {
-                "entityId": given["id"] if dice.chance(0.95) else "gone",
+                "entityId": first["id"] if dice.chance(0.95) else "gone",
                 "endOfRange": dice.of(500, 1500, 3000, 6000, edge(dice, users, holdout_id)),
-            }
+            },
+            *({"entityId": one["id"], "endOfRange": dice.randint(0, 10000)} for one in others),
         ],
         **targeting(dice, ids),
         **dice.maybe(0.1, layerId=dice.id()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 
-from tests.decision.projects import Json, answered, flag, project, request, rule, variation
+from tests.decision.projects import Json, answered, decided, flag, project, request, rule, variation
 
 HELD = variation("$opt_dummy_variation_id", "held", enabled=False)
 
@@ -48,6 +48,14 @@ def test_one_id_of_a_global_and_a_local_holdout_is_two_holdouts() -> None:
         answer = answered(config, request("f"))
         assert origins(answer) == [("f", "local", "kept")]
         assert [one["ruleKey"] for one in answer["tracking"]["impressions"]] == ["local"]
+
+
+def test_variations_of_one_key_are_told_by_their_ids() -> None:
+    twice = [variation("51", "held", enabled=False), variation("52", "held", enabled=False)]
+    for wanted in ("51", "52"):
+        traffic = [{"entityId": wanted, "endOfRange": 10000}]
+        config = project(featureFlags=[flag("f")], holdouts=[rule("5", "h", *twice, trafficAllocation=traffic)])
+        assert decided(config, "f")["variationId"] == wanted
 
 
 def test_a_holdout_takes_no_memory_for_flags_nobody_asked_for() -> None:

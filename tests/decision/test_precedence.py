@@ -11,10 +11,12 @@ from tests.decision.projects import (
     NOBODY,
     UNTOLD,
     Json,
+    answered,
     decided,
     flag,
     impressions,
     project,
+    request,
     rule,
     variation,
 )
@@ -165,6 +167,25 @@ def test_feature_rollout_gives_the_rest_what_everyone_else_gets() -> None:
     assert decision["variationId"] == "102"
     whitelisted = decided(with_rules(experiment | {"forcedVariations": {"user": "off"}}), "f")
     assert outcome(whitelisted) == ("feature-test", "e", "off")
+
+
+def test_rules_of_one_id_give_what_the_last_gives_under_the_name_of_their_own_rollout() -> None:
+    first, last = rule("5", "x", ON, layerId="l1"), rule("5", "y", OFF, layerId="l2")
+    config = project(
+        featureFlags=[flag("f", rollout="r"), flag("g", rollout="s")], sendFlagDecisions=True,
+        rollouts=[{"id": "r", "experiments": [first]}, {"id": "s", "experiments": [last]}],
+    )  # fmt: skip
+    assert outcome(decided(config, "f")) == ("rollout", "x", "off")
+    assert outcome(decided(config, "g")) == ("rollout", "y", "off")
+    tracked = answered(config, request())["tracking"]["impressions"]
+    assert [(one["ruleKey"], one["campaignId"]) for one in tracked] == [("x", "l1"), ("y", "l2")]
+
+
+def test_nobody_is_in_a_variation_without_an_id() -> None:
+    nameless = variation("", "nameless")
+    assert decided(with_rules(rule("1", "e", nameless)), "f")["ruleKey"] == "default-r"
+    listed = decided(with_rules(rule("1", "e", nameless, forcedVariations={"user": "nameless"})), "f")
+    assert outcome(listed) == ("feature-test", "e", "nameless")
 
 
 def test_global_holdouts_in_order_and_only_running_ones() -> None:
