@@ -35,12 +35,14 @@ class Told(Segments):
     """Segments of which the test says when and what: futures by user, in the order they were asked for."""
 
     def __init__(self) -> None:
-        super().__init__(transport=Transport(), settings=OdpSettings(), metrics=new_metrics())
+        self.metrics = new_metrics()
+        super().__init__(transport=Transport(), settings=OdpSettings(), metrics=self.metrics)
         self.known: dict[str, frozenset[str]] = {}
         self.asked: list[tuple[str, asyncio.Future[frozenset[str]], bool]] = []
         self.resets = 0
 
     def peek(self, account: OdpAccount, user_id: str) -> frozenset[str] | None:
+        self._uncounted += user_id in self.known
         return self.known.get(user_id) if account.segments_to_check else frozenset()
 
     def fetch(self, account: OdpAccount, user_id: str, *, save: bool) -> asyncio.Future[frozenset[str]]:
@@ -165,6 +167,14 @@ async def test_users_who_are_remembered_are_answered_at_once() -> None:
     assert bench.segments.asked == []
     bench.chunk(fetching("c", fetchSegmentsOptions=["IGNORE_CACHE"]))
     assert [user for user, _, _ in bench.segments.asked] == ["ada"]
+
+
+def test_a_look_up_is_counted_also_where_no_decision_comes_of_it() -> None:
+    bench = Bench(max_bytes=2000)
+    bench.segments.known = {"ada": frozenset()}
+    chunk = bench.chunk(fetching("a", keys=[], userAttributes={"text": "x" * 1500}))
+    assert chunk.reasons == ["result_too_large"]
+    assert value(bench.segments.metrics, "segment_lookups_total", outcome="hit") == 1
 
 
 @pytest.mark.asyncio

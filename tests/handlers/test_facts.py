@@ -256,6 +256,21 @@ async def test_a_chunk_shares_one_look_up_and_one_save(stand_ins: StandIns) -> N
         await bench.close()
 
 
+async def test_results_by_profile_name_where_their_requests_lie_and_first_lay(stand_ins: StandIns) -> None:
+    replayed = [("pipeline-source", b"old.topic-3-99"), ("pipeline-timestamp", b"1600000000000")]
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        # One that learns, one behind it in line, and one that learns nothing.
+        for first, bodies in ((5, (body("a"), body("b"))), (7, (body("c"),))):
+            chunk = PublishingChunk(records(*bodies, first=first, headers=replayed), log=bench.log)
+            bench.handler.handle(chunk)
+            await until(lambda chunk=chunk: chunk.settled == len(chunk.records))  # type: ignore[misc]
+        assert [result.headers for result in bench.log] == [[("source", b"topic-0-%d" % at)] for at in (5, 6, 7)]
+        identities = {(one["source"], one["timestamp"]) for one in map(_document, bench.log)}
+        assert identities == {("old.topic-3-99", 1_600_000_000_000)}
+        await bench.close()
+
+
 async def test_whoever_stood_in_line_and_learns_more_is_saved_too(stand_ins: StandIns) -> None:
     second = rule("30", "second", variation("301", "e"))
     flags = [flag("kept", STICKY), flag("more", second)]
@@ -276,10 +291,12 @@ async def test_many_results_are_saved_in_parts(stand_ins: StandIns) -> None:
     flags = [flag("kept", STICKY, variables=variables)]
     async with Transport() as transport:
         bench = Bench(transport, stand_ins, featureFlags=flags, experiments=[STICKY])
-        chunk = bench.chunk(*(body(str(number), f"user-{number}") for number in range(100)))
-        await until(lambda: chunk.settled == 100)
-        saves = [len(one.split()) - 1 for one in bench.happened if one.startswith("save")]
-        assert sum(saves) == 100
+        users = [f"user-{number}" for number in range(100)]
+        chunk = bench.chunk(*(body(user, user) for user in users))
+        await until(lambda: chunk.settled == 100 and not bench.decider.tasks)
+        saves = [one.split()[1:] for one in bench.happened if one.startswith("save")]
+        assert [user for saved in saves for user in saved] == users
+        assert [one["requestId"] for one in chunk.documents] == users
         assert 2 <= len(saves) <= 4, "over a mebibyte of results is not held"
         await bench.close()
 
