@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from pipeline.datafile.compiling import compiled
 from pipeline.errors import DatafileRefused
-from pipeline.project import compile_datafile
+from pipeline.project import ProjectConfig, compile_datafile
 from tests.benchmarks.project import datafile
+from tests.datafile.test_poller import Shelf, bench, compile_small
+from tests.datafile.test_poller import datafile as small
+from tests.settled import until
 
 RAW = datafile(50)
 
@@ -52,6 +57,28 @@ def test_no_collection_runs_meanwhile_and_the_collector_goes_on_afterwards() -> 
     assert gc.isenabled()
 
 
+def test_only_the_youngest_garbage_is_looked_for() -> None:
+    generations: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            generations.append(info["generation"])
+
+    gc.callbacks.append(note)
+    try:
+        compiled(lambda raw: generations.append(-1), RAW)
+    finally:
+        gc.callbacks.remove(note)
+    # An older one is walked while thousands of requests wait.
+    assert generations[: generations.index(-1)] == [0]
+
+
+def test_what_was_made_is_out_of_the_collectors_sight() -> None:
+    made = compiled(lambda raw: [compile_datafile(raw)], RAW)
+    assert gc.is_tracked(made)
+    assert all(one is not made for one in gc.get_objects())
+
+
 def test_the_collector_goes_on_also_when_the_datafile_is_refused() -> None:
     with pytest.raises(DatafileRefused):
         compiled(compile_datafile, b"{")
@@ -71,3 +98,56 @@ def test_a_project_that_is_let_go_leaves_no_cycle() -> None:
     gc.disable()
     compile_datafile(RAW)
     assert gc.collect() == 0
+
+
+@pytest.mark.asyncio
+async def test_the_poller_compiles_without_a_collection() -> None:
+    collected: list[bool] = []
+
+    def noting(raw: bytes) -> ProjectConfig:
+        collected.append(gc.isenabled())
+        return compile_small(raw)
+
+    async with bench(Shelf(small("42")), compile=noting) as b:
+        await b.settled()
+    assert collected == [False]
+
+
+@pytest.mark.asyncio
+async def test_one_datafile_is_compiled_at_a_time_and_a_stop_waits_for_none() -> None:
+    threads: list[threading.Thread] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def held(raw: bytes) -> ProjectConfig:
+        threads.append(threading.current_thread())
+        begun.set()
+        go_on.wait(20)
+        return compile_small(raw)
+
+    try:
+        async with bench(Shelf(small("42")), Shelf(small("7")), compile=held) as b:
+            await until(begun.is_set)
+            # The other one was fetched and stands in line.
+            await until(lambda: b.datafiles._thread._work_queue.qsize() == 1)
+            assert len(threads) == 1
+        # Closed, with the thread still at it.
+        assert threads[0].is_alive()
+    finally:
+        go_on.set()
+    await until(lambda: not threads[0].is_alive())
+    assert len(threads) == 1, "what stood in line is not compiled after the stop"
+
+
+@pytest.mark.asyncio
+async def test_a_compilation_waits_for_nobody_else_who_uses_threads() -> None:
+    # As a slow look-up of a name, which is asyncio's own use of them.
+    busy, go_on = ThreadPoolExecutor(1), threading.Event()
+    asyncio.get_running_loop().set_default_executor(busy)
+    held = asyncio.get_running_loop().run_in_executor(None, go_on.wait, 20)
+    try:
+        async with bench(Shelf(small("42"))) as b:
+            await b.settled()
+            assert b.revision() == "42"
+    finally:
+        go_on.set()
+        await held

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -153,6 +154,43 @@ async def test_a_partition_that_cannot_be_written_leaves_the_others_their_room(b
     bench.producer.written(0, 100)
     bench.producer.written(1, 100)
     await stuck.flush()
+
+
+@pytest.mark.asyncio
+async def test_where_there_is_room_for_all_they_go_on_whatever_one_of_them_raises(bench: Bench) -> None:
+    lane = bench.sink.lane(0)
+    gone_on: list[str] = []
+    told: list[BaseException] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+    lane.extend(results(1, size=UNSENT_BYTES), bench.receipt("a"))
+    await bench.handed_over(1)
+
+    def fails() -> None:
+        raise LookupError
+
+    lane.when_room(fails)
+    lane.when_room(lambda: lane.when_room(partial(gone_on.append, "who asks late")))
+    for name in "bc":
+        lane.when_room(partial(gone_on.append, name))
+    bench.producer.written(0, 100)
+    await until(lambda: len(gone_on) == 3)
+    assert gone_on == ["b", "c", "who asks late"]
+    assert [type(error) for error in told] == [LookupError]
+    await lane.flush()
+    assert bench.failures == []
+
+
+@pytest.mark.asyncio
+async def test_of_very_many_partitions_each_has_room_for_some_results(bench: Bench) -> None:
+    lane, *_ = [bench.sink.lane(partition) for partition in range(100)]
+    lane.extend(results(1, size=300_000), bench.receipt("a"))
+    assert lane.has_room
+    lane.extend(results(1, size=100_000), bench.receipt("b"))
+    assert not lane.has_room
+    for number in range(2):
+        await bench.handed_over(number + 1)
+        bench.producer.written(number, number)
+    await lane.flush()
 
 
 @pytest.mark.asyncio
