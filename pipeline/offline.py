@@ -89,6 +89,8 @@ def decide_lines(lines: Iterable[bytes], datafile: bytes, people: People) -> Ite
         request.sdk_key = request.sdk_key or project.sdk_key or None
         if fault is not None:
             yield failure(request, fault, source=source, timestamp=timestamp, revision=None)
+        elif request.fetch_segments and project.odp is None:
+            yield failure(request, FETCH_FAILED, source=source, timestamp=timestamp, revision=project.revision)
         else:
             yield _decided(project, request, people, source, timestamp)
 
@@ -106,12 +108,12 @@ def _decided(project: ProjectConfig, request: DecideRequest, people: People, sou
 
 
 def _fault(request: DecideRequest, project: ProjectConfig) -> str | None:
-    """Why a request cannot be decided, as the decide role would say it."""
+    """Why this is no request for the project, as the decide role would say it."""
     if request.error is not None:
         return request.error
     if request.sdk_key and project.sdk_key and request.sdk_key != project.sdk_key:
         return UNKNOWN_KEY
-    return FETCH_FAILED if request.fetch_segments and project.odp is None else None
+    return None
 
 
 def _read(option: str, document: bytes | None, shape: type[_T], text: str) -> _T:

@@ -45,7 +45,9 @@ def test_a_datafile_that_names_no_key_decides_for_any() -> None:
 
 def test_segments_cannot_be_fetched_where_odp_is_not_integrated() -> None:
     assert error({"fetchSegments": True}) is None
-    assert error({"fetchSegments": True}, integrations=[]) == "failed to fetch qualified segments"
+    result = decided({"fetchSegments": True}, integrations=[], revision="12")
+    # Of the datafile that says so, as a worker does.
+    assert (result["error"], result["revision"]) == ("failed to fetch qualified segments", "12")
     assert error({}, integrations=[]) is None
 
 

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     # A survivor on a slow machine must not pass for one that never ends.
     deadline = max(chosen.deadline, 3 * untouched.seconds)
-    found = _tried(suite, mutants, texts, State(chosen.state, texts), max(1, chosen.jobs), deadline)
+    found = _tried(suite, mutants, texts, State(chosen.state, texts, suite.digest), max(1, chosen.jobs), deadline)
     print(*report.survivors(found), "", *report.table(found), sep="\n")
     share = report.percentage(found)
     print(f"{share:.1f} % found; seed {chosen.seed}, {time.monotonic() - started:.0f} s; {LEAST:.0f} % are needed")

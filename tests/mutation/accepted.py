@@ -66,7 +66,7 @@ ACCEPTED: tuple[Accepted, ...] = (
     Accepted(
         "pipeline/project/compiler.py",
         "Compiler.__init__",
-        "self._global_holdouts: list[Draft] = [] => pass",
+        "self._global_holdouts: tuple[Holdout, ...] = () => pass",
         "always set before it is read; it is there for its type",
     ),
     Accepted(

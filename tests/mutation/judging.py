@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -42,6 +43,14 @@ class Suite:
     fast: tuple[str, ...]
     decisions: int = 0
     slow: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Of all that stands beside the tests: what they say depends on it."""
+        paths = [self.root / test.split("::")[0] for test in (*self.fast, *self.slow)]
+        folders = {path if path.is_dir() else path.parent for path in paths}
+        files = sorted({file for folder in folders for file in folder.rglob("*.py")})
+        return sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
     @property
     def modules(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Verdicts kept in a file of JSON lines, so that a run that was interrupted goes on where it was.
 
-A verdict counts for the very text of its file. Only what was killed is known: what survived or did not end is tried
-again, as tests may have become stricter since.
+A verdict counts for the very text of its file, and of the tests. Only what was killed is known: what did not end is
+tried again, and what survived, as it may have been bad luck.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from tests.mutation.running import KILLED, Verdict
 class State:
     """Without a path nothing is kept."""
 
-    def __init__(self, path: Path | None, texts: dict[str, str]) -> None:
+    def __init__(self, path: Path | None, texts: dict[str, str], tests: str) -> None:
+        """`tests` is a digest of them."""
         self._path = path
-        self._digests = {file: sha256(text.encode()).hexdigest()[:16] for file, text in texts.items()}
+        self._digests = {file: sha256((tests + text).encode()).hexdigest()[:16] for file, text in texts.items()}
         self._known: dict[tuple[str, str, int], Verdict] = {}
         if path is not None and path.exists():
             for line in path.read_text("utf-8").splitlines():

@@ -15,6 +15,7 @@ from tests.mutation import report
 from tests.mutation.__main__ import PACKAGES, ROOT
 from tests.mutation.accepted import ACCEPTED
 from tests.mutation.finding import Mutant, changes, described, mutated, sample, sources
+from tests.mutation.judging import Suite
 from tests.mutation.running import KILLED, SURVIVED, TIMED_OUT, Verdict
 from tests.mutation.state import State
 
@@ -115,12 +116,25 @@ def test_a_sample_is_shared_out_and_the_same_again() -> None:
 def test_what_is_known_is_not_tried_again_but_survivors_are(tmp_path: Path) -> None:
     texts = {"a.py": "a = 1\n"}
     killed, survived = sample(texts, 2, 1)
-    state = State(tmp_path / "state", texts)
+    state = State(tmp_path / "state", texts, "tests")
     state.keep(killed, Verdict(KILLED, "a test", 1.0))
     state.keep(survived, Verdict(SURVIVED, "", 2.0))
-    again = State(tmp_path / "state", texts)
+    again = State(tmp_path / "state", texts, "tests")
     assert (again.verdict(killed), again.verdict(survived)) == (Verdict(KILLED, "a test", 1.0), None)
-    assert State(tmp_path / "state", {"a.py": "a = 2\n"}).verdict(killed) is None
+    assert State(tmp_path / "state", {"a.py": "a = 2\n"}, "tests").verdict(killed) is None
+    assert State(tmp_path / "state", texts, "other tests").verdict(killed) is None
+
+
+def test_what_stands_beside_the_tests_is_part_of_them(tmp_path: Path) -> None:
+    for name in ("one/test_a.py", "one/helper.py", "two/test_b.py", "two/deep/test_c.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("a = 1\n")
+    suite = Suite(tmp_path, ("p",), ("one/test_a.py::test_it",), slow=("two",))
+    before = suite.digest
+    for name in ("one/helper.py", "two/deep/test_c.py"):
+        (tmp_path / name).write_text("a = 2\n")
+        assert suite.digest != before
+        before = suite.digest
 
 
 def test_the_report() -> None:
