@@ -32,6 +32,12 @@ ACCEPTED: tuple[Accepted, ...] = (
     ),
     Accepted(
         "pipeline/decision/holdouts.py",
+        "_global",
+        "if visitor.held is None or visitor.infos is not None: => if True:",
+        "a shortcut: whoever is looked for again is found again",
+    ),
+    Accepted(
+        "pipeline/decision/holdouts.py",
         "holdouts_of_delivery_rule",
         "why: list[str] | None = None if visitor.infos is None else []"
         " => why: list[str] | None = None if False else []",
