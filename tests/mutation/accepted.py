@@ -38,6 +38,12 @@ ACCEPTED: tuple[Accepted, ...] = (
     ),
     Accepted(
         "pipeline/decision/holdouts.py",
+        "_global",
+        "visitor.held = () => pass",
+        "a shortcut: whoever is in none is looked for again, in vain",
+    ),
+    Accepted(
+        "pipeline/decision/holdouts.py",
         "holdouts_of_delivery_rule",
         "why: list[str] | None = None if visitor.infos is None else []"
         " => why: list[str] | None = None if False else []",
@@ -53,8 +59,8 @@ ACCEPTED: tuple[Accepted, ...] = (
     Accepted(
         "pipeline/decision/visitor.py",
         "visitor_of",
-        "…_key for item in request.forced} if request.forced else None, None if profile is None …"
-        " => …_key for item in request.forced} if True else None, None if profile is None …",
+        "…_key for item in request.forced} if request.forced else None, profile, facts.predictio…"
+        " => …_key for item in request.forced} if True else None, profile, facts.predictio…",
         "a shortcut: forced decisions that are none force nothing",
     ),
     Accepted(
