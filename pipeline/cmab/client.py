@@ -1,19 +1,20 @@
 """One question to the prediction service: which variation of a rule for this user.
 
 The rule's id goes into the address, the user and the attributes that the rule depends on into the body, with a new id
-for each question; the answer names one variation. A service that does not answer is asked by one user now and then,
-and the others go without: nobody waits for what is down. `cmab/predictions.py` asks.
+for each question; the answer names one variation. `cmab/circuits.py` says whether there is any use in asking;
+`cmab/predictions.py` asks.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from urllib.parse import quote
 
 import orjson
-import structlog
 
+from pipeline.cmab.circuits import Circuits
 from pipeline.decision import Wanted
 from pipeline.errors import PredictionUnavailable, Unavailable, UpstreamError
 from pipeline.limits import Backoff
@@ -23,11 +24,22 @@ from pipeline.transport import Transport
 
 OUTCOMES = ("ok", "retried", "failed", "overloaded", "held")
 _MAX_ANSWER_BYTES = 64 * 1024
-# One user's bad luck is not an outage; these in a row, of many asked at once, are.
-_FAILURES = 5
-_TOLD_SECONDS = 30.0
 
-log = structlog.get_logger("pipeline.cmab")
+
+class _Nonsense(Exception):
+    """An answer that names no variation."""
+
+
+@dataclass(slots=True)
+class _Question:
+    """`fault` is what its last try met, if any; `probes`: it finds out for others whether there are answers again."""
+
+    rule_id: str
+    url: str
+    body: bytes
+    tries: int = 0
+    fault: str = ""
+    probes: bool = False
 
 
 class CmabClient:
@@ -42,101 +54,84 @@ class CmabClient:
         self._slots = asyncio.Semaphore(settings.max_in_flight)
         self._outcomes = {name: metrics.cmab_requests.labels(name) for name in OUTCOMES}
         self._seconds = metrics.cmab_request_seconds
-        self._outage = _Outage(self._backoff)
+        self._circuits = Circuits(self._backoff)
 
     async def predict(self, user_id: str, wanted: Wanted, uuid: str) -> str:
         """The variation id. Raises PredictionUnavailable, at the latest after `cmab.fetch_deadline`."""
         url = self._settings.prediction_url_template.replace("%s", quote(wanted.rule_id, safe=""))
         try:
-            body = _body(user_id, wanted, uuid)
+            question = _Question(wanted.rule_id, url, _body(user_id, wanted, uuid))
         except TypeError as error:
             raise PredictionUnavailable(f"the user's attributes cannot be sent: {error}") from None
         try:
             async with asyncio.timeout(self._settings.fetch_deadline):
-                variation_id = await self._tried(url, body)
+                variation_id = await self._tried(question)
         except TimeoutError:
-            raise self._failed(f"no prediction within {self._settings.fetch_deadline:g} s", outage=True) from None
+            reason = f"no prediction within {self._settings.fetch_deadline:g} s"
+            self._circuits.failed(question.rule_id, reason, silent=True, probed=question.probes)
+            raise self._failed(reason) from None
         self._outcomes["ok"].inc()
-        self._outage.over()
         return variation_id
 
-    async def _tried(self, url: str, body: bytes) -> str:
+    async def _tried(self, question: _Question) -> str:
         """The answer of the first try that brought one, of `1 + cmab.retries`."""
-        tries = 0
         while True:
             try:
                 async with self._slots:
-                    if not self._outage.may_ask():
-                        self._outcomes["held"].inc()
-                        raise PredictionUnavailable("the prediction service does not answer")
-                    return await self._post(url, body)
+                    self._admit(question)
+                    if question.tries:
+                        self._outcomes["retried"].inc()
+                    question.tries += 1
+                    return await self._post(question)
             except (Unavailable, _Nonsense) as error:
                 # A service that answers nonsense may answer better the next time, as one that does not answer at all.
-                tries += 1
-                if tries > self._settings.retries:
-                    raise self._failed(str(error), outage=isinstance(error, Unavailable)) from None
+                question.fault = str(error)
+                if question.tries > self._settings.retries:
+                    raise self._given_up(question, error) from None
                 asked = error.retry_after if isinstance(error, Unavailable) else None
             except UpstreamError as error:
-                raise self._failed(str(error), outage=False) from None
-            self._outcomes["retried"].inc()
-            await asyncio.sleep(min(self._backoff.delay(tries, asked), self._settings.request_timeout))
+                self._circuits.told(question.rule_id, str(error))
+                raise self._failed(str(error)) from None
+            await asyncio.sleep(min(self._backoff.delay(question.tries, asked), self._settings.request_timeout))
 
-    async def _post(self, url: str, body: bytes) -> str:
+    def _admit(self, question: _Question) -> None:
+        """Raises PredictionUnavailable while there is no use in asking."""
+        # One that finds out for all goes on to its last try: it is only then that it has found out.
+        if question.probes:
+            return
+        if self._circuits.holds(question.rule_id):
+            if question.fault:
+                raise self._failed(question.fault)
+            self._outcomes["held"].inc()
+            raise PredictionUnavailable("the prediction service does not answer")
+        question.probes = self._circuits.probes(question.rule_id)
+
+    def _given_up(self, question: _Question, error: Unavailable | _Nonsense) -> PredictionUnavailable:
+        if isinstance(error, Unavailable):
+            self._circuits.failed(question.rule_id, question.fault, silent=not error.status, probed=question.probes)
+        else:
+            self._circuits.told(question.rule_id, question.fault)
+        return self._failed(question.fault)
+
+    async def _post(self, question: _Question) -> str:
         started = time.perf_counter()
         try:
             answer = await self._transport.post(
-                url, body, headers={"Content-Type": "application/json"},
+                question.url, question.body, headers={"Content-Type": "application/json"},
                 timeout=self._settings.request_timeout, max_bytes=_MAX_ANSWER_BYTES,
             )  # fmt: skip
+        except UpstreamError as error:
+            if error.status:
+                self._circuits.answered(question.rule_id, well=not isinstance(error, Unavailable))
+            raise
         finally:
             self._seconds.observe(time.perf_counter() - started)
+        self._circuits.answered(question.rule_id, well=True)
         return _variation_id(answer.body)
 
-    def _failed(self, reason: str, *, outage: bool) -> PredictionUnavailable:
+    def _failed(self, reason: str) -> PredictionUnavailable:
         self._outcomes["failed"].inc()
-        self._outage.failed(reason, counts=outage)
         return PredictionUnavailable(reason)
-
-
-class _Nonsense(Exception):
-    """An answer that names no variation."""
-
-
-class _Outage:
-    """Whether the service answers at all. After some failures in a row one request now and then finds out."""
-
-    def __init__(self, backoff: Backoff) -> None:
-        self._backoff = backoff
-        self._failures = 0
-        self._until = 0.0
-        self._untold = 0
-        self._told_at = -_TOLD_SECONDS
-
-    def may_ask(self) -> bool:
-        if self._failures < _FAILURES:
-            return True
-        now = time.monotonic()
-        if now < self._until:
-            return False
-        # Whoever comes first asks for all; the next one may when that has failed, or is overdue.
-        self._until = now + self._backoff.cap
-        return True
-
-    def failed(self, reason: str, *, counts: bool) -> None:
-        """`counts`: it was the service's doing, and not what it was asked."""
-        self._untold += 1
-        if counts:
-            self._failures += 1
-            self._until = time.monotonic() + self._backoff.delay(max(1, self._failures - _FAILURES + 1))
-        if time.monotonic() - self._told_at >= _TOLD_SECONDS:
-            log.warning("predictions fail: decisions that need one are errors", reason=reason, failures=self._untold)
-            self._told_at, self._untold = time.monotonic(), 0
-
-    def over(self) -> None:
-        if self._failures >= _FAILURES:
-            log.info("predictions are back", failures=self._untold)
-            self._untold = 0
-        self._failures = 0
 
 
 def _variation_id(body: bytes) -> str:

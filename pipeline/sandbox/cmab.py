@@ -3,7 +3,7 @@
 Takes exactly what is documented, refuses (400) the rest, and gives a visitor the same variation each time. A rule has
 the variations that the control `variations` (rule id -> variation ids) names; one it does not name has two, numbered
 as the sandbox's project numbers them: the rule's id with 1 and with 2 behind it. Control `answer`, a document that is
-answered in place of predictions.
+answered in place of predictions; control `rule_status` (rule id -> status), what rules are answered with instead.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from uuid import UUID
 import orjson
 from aiohttp import web
 
-from pipeline.sandbox.server import Handler, StandIn, answer_json, argument_parser, serve
+from pipeline.sandbox.server import STATUSES, Handler, StandIn, answer_json, argument_parser, serve
 
 _REFUSALS_KEPT = 20
 
 
 class Cmab(StandIn):
     service = "cmab"
-    controls: ClassVar[Mapping[str, Any]] = {"variations": {}, "answer": None}
+    controls: ClassVar[Mapping[str, Any]] = {"variations": {}, "answer": None, "rule_status": {}}
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,6 +41,13 @@ class Cmab(StandIn):
 
     def routes(self) -> Mapping[tuple[str, str], Handler]:
         return {("POST", "/predict/{rule_id}"): self._post_predict}
+
+    def refusal(self, controls: Mapping[str, Any]) -> str | None:
+        fault = super().refusal(controls)
+        statuses = controls.get("rule_status", {}).values() if fault is None else ()
+        if any(type(status) is not int or status not in STATUSES for status in statuses):
+            return f"rule_status is to be statuses from {STATUSES[0]} to {STATUSES[-1]}"
+        return fault
 
     def ledger(self, query: Mapping[str, str]) -> dict[str, Any]:
         counted: dict[str, Any] = {
@@ -67,6 +74,8 @@ class Cmab(StandIn):
         fault = _fault(document, rule_id)
         if fault is not None:
             return self._refuse(fault)
+        if rule_id in self.faults["rule_status"]:
+            return answer_json({}, status=self.faults["rule_status"][rule_id])
         if self.faults["answer"] is not None:
             self._answered_otherwise += 1
             return answer_json(self.faults["answer"])

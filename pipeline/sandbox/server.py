@@ -25,7 +25,7 @@ from aiohttp import web
 _LARGEST_BODY = 64 * 1024**2
 _LONGEST_HOLD = 30
 _LONGEST_LATENCY = 60
-_STATUSES = range(200, 600)  # 1xx is no answer: the client would wait for another.
+STATUSES = range(200, 600)  # 1xx is no answer: the client would wait for another.
 _HEADER = re.compile(r"[ -~]{1,100}")
 _NO_FAULTS: dict[str, Any] = {
     "latency": 0.0,  # seconds before every answer
@@ -196,8 +196,8 @@ def _type_fault(name: str, value: object, initial: object) -> str | None:
 
 def _range_fault(name: str, value: object) -> str | None:
     """What would only fail, or never end, when a request is answered."""
-    if name.endswith("status") and type(value) is int and value not in _STATUSES:
-        return f"{name} is to be from {_STATUSES[0]} to {_STATUSES[-1]}"
+    if name.endswith("status") and type(value) is int and value not in STATUSES:
+        return f"{name} is to be from {STATUSES[0]} to {STATUSES[-1]}"
     if name == "latency" and isinstance(value, int | float) and value > _LONGEST_LATENCY:
         return f"latency is to be at most {_LONGEST_LATENCY}"
     if name == "retry_after" and isinstance(value, str) and not _HEADER.fullmatch(value):

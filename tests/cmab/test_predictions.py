@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
-from pipeline.cmab import Predictions, client
+from pipeline.cmab import Predictions, circuits
 from pipeline.decision import Prediction, Wanted
 from pipeline.limits import Backoff
 from pipeline.metrics import Metrics
@@ -295,7 +295,7 @@ async def test_each_line_counts_the_failures_since_the_one_before(
     async with opened(stand_ins, retries=0, backoff=Noting()) as made:
         with capture_logs() as logs:
             for number in range(7):
-                monkeypatch.setattr(client, "_TOLD_SECONDS", 0.0 if number < 3 else 600.0)
+                monkeypatch.setattr(circuits, "_TOLD_SECONDS", 0.0 if number < 3 else 600.0)
                 assert await made.ask(f"user {number}") is None
             stand_ins.control("cmab", status=None)
             assert await made.ask() is not None
@@ -319,7 +319,7 @@ async def test_who_waits_to_try_again_leaves_the_slot_to_others(stand_ins: Stand
     settings: dict[str, Any] = {"max_in_flight": 1, "request_timeout": 60, "fetch_deadline": 60}
     async with opened(stand_ins, backoff=Backoff(60, 60), **settings) as made:
         waiting = asyncio.ensure_future(made.ask("ann"))
-        await until(lambda: made.count("cmab_requests_total", outcome="retried") == 1)
+        await until(lambda: made.count("cmab_request_seconds_count") == 1)
         async with asyncio.timeout(5):
             assert await made.ask("bob") is not None
         assert not waiting.done()

@@ -105,3 +105,7 @@ def test_faults(cmab: StandIns) -> None:
         assert predict(cmab, instance()).json == answer
     counted = cmab.ledger("cmab")
     assert (counted["predictions"], counted["answered_otherwise"]) == (1, 2)
+    cmab.control("cmab", answer=None, rule_status={RULE: 404})
+    assert predict(cmab, instance()).status == 404
+    cmab.control("cmab", rule_status={"another": 404})
+    assert predict(cmab, instance()).status == 200

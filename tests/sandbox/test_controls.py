@@ -39,6 +39,8 @@ def control(stand_ins: StandIns, service: str, document: object) -> Answered:
         ("cdn", {"revision": {"nobody's": "7"}}, "revision of an unknown key: nobody's"),
         ("cdn", {"reset": True, "revision": {"newKey": "7"}}, "revision of an unknown key: newKey"),
         ("odp", {"users": [], "reset": True}, "users is to be an object"),
+        ("cmab", {"rule_status": {"7001": "500"}}, "rule_status is to be statuses from 200 to 599"),
+        ("cmab", {"rule_status": {"7001": 99}}, "rule_status is to be statuses from 200 to 599"),
         ("logx", {"unread": None}, "unread is to be true or false"),
         ("logx", {"reset": 1}, "reset is to be true or false"),
     ],

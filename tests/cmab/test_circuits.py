@@ -1,0 +1,135 @@
+"""Outages of the prediction service and of single rules: who is asked, who goes without, and when it is over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from pipeline.cmab import circuits
+from pipeline.cmab.circuits import Circuits
+from pipeline.limits import Backoff
+from pipeline.sandbox.processes import StandIns
+from tests.cmab.test_predictions import Opened, opened
+from tests.settled import until
+
+WELL, ILL = "7001", "7002"
+LONG = Backoff(0.01, 60.0)
+"""Pauses are short; one that finds out and tells nobody is overdue only after the test."""
+
+
+async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(10):
+        while not await condition():  # noqa: ASYNC110 - pauses of the client's own
+            await asyncio.sleep(0.005)
+
+
+async def _fail(made: Opened, *rules: str, times: int = 5) -> None:
+    for number in range(times):
+        found = await made.ask(f"fails {number}", *rules)
+        assert all(one is None for one in found.values())
+
+
+def answers(made: Opened, rule: str) -> Callable[[], Awaitable[bool]]:
+    async def told() -> bool:
+        return (await made.ask("again", rule))[rule] is not None
+
+    return told
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("retries", [0, 1, 3])
+@pytest.mark.parametrize("silent", [True, False])
+async def test_who_finds_out_has_all_its_tries_and_soon_knows(stand_ins: StandIns, retries: int, silent: bool) -> None:
+    async with opened(stand_ins, backoff=LONG, retries=retries, request_timeout=0.05) as made:
+        stand_ins.control("cmab", **({"hold_answers": True} if silent else {"status": 503}))
+        await _fail(made, WELL)
+        # The one that finds out now fails in each of its tries, and the next may ask soon.
+        failed = made.count("cmab_requests_total", outcome="failed")
+        asked = stand_ins.ledger("cmab")["requests"]
+
+        async def another_failed() -> bool:
+            await made.ask("finds out", WELL)
+            return made.count("cmab_requests_total", outcome="failed") > failed
+
+        await _until(another_failed)
+        assert stand_ins.ledger("cmab")["requests"] - asked == 1 + retries
+        stand_ins.control("cmab", hold_answers=False, status=None)
+        await _until(answers(made, WELL))
+
+
+@pytest.mark.asyncio
+async def test_one_rules_fault_is_no_others(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", rule_status={ILL: 500})
+    async with opened(stand_ins, backoff=LONG, retries=0) as made:
+        for number in range(40):
+            found = await made.ask(f"user {number}", WELL, ILL)
+            assert (found[WELL] is None, found[ILL]) == (False, None)
+        assert made.count("cmab_requests_total", outcome="held") > 10, "of the rule that fails"
+        stand_ins.control("cmab", rule_status={})
+        await _until(answers(made, ILL))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("status", [404, 500])
+async def test_any_answer_says_that_the_service_is_there(stand_ins: StandIns, status: int) -> None:
+    async with opened(stand_ins, backoff=LONG, retries=0, request_timeout=0.05) as made:
+        stand_ins.control("cmab", hold_answers=True)
+        await _fail(made, WELL)
+        stand_ins.control("cmab", hold_answers=False, rule_status={ILL: status})
+        asked = stand_ins.ledger("cmab")["requests"]
+
+        async def came_through() -> bool:
+            await made.ask("finds out", ILL)
+            return bool(stand_ins.ledger("cmab")["requests"] > asked)
+
+        await _until(came_through)
+        assert (await made.ask("another", WELL))[WELL] is not None
+
+
+@pytest.mark.asyncio
+async def test_a_rule_that_is_refused_is_answered(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", rule_status={ILL: 503})
+    async with opened(stand_ins, backoff=LONG, retries=0) as made:
+        await _fail(made, ILL)
+        stand_ins.control("cmab", rule_status={ILL: 400})
+
+        async def is_asked_again() -> bool:
+            await made.ask("finds out", ILL)
+            return bool(stand_ins.ledger("cmab")["requests"] > 5)
+
+        await _until(is_asked_again)
+        held = made.count("cmab_requests_total", outcome="held")
+        await _fail(made, ILL, times=20)
+        assert made.count("cmab_requests_total", outcome="held") == held
+
+
+@pytest.mark.asyncio
+async def test_who_was_asked_in_vain_has_failed_and_was_not_held(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", status=503)
+    async with opened(stand_ins, backoff=LONG, retries=1, max_in_flight=100) as made:
+        users = [f"user {number}" for number in range(50)]
+        assert await asyncio.gather(*map(made.ask, users)) == [None] * 50
+        asked = stand_ins.ledger("cmab")["requests"]
+        assert asked == 50 + made.count("cmab_requests_total", outcome="retried")
+        assert made.count("cmab_requests_total", outcome="failed") == 50
+        assert made.count("cmab_requests_total", outcome="held") == 0
+
+
+@pytest.mark.asyncio
+async def test_those_that_were_asked_before_it_opened_make_no_pause_longer() -> None:
+    kept = Circuits(LONG)
+    for _ in range(100):
+        kept.failed(WELL, "503", silent=False, probed=False)
+    assert kept.holds(WELL)
+    await until(lambda: not kept.holds(WELL))
+
+
+def test_no_more_than_a_thousand_rules_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(circuits, "_MOST_RULES", 3)
+    kept = Circuits(Backoff(60.0, 60.0))
+    for rule in "abcd":
+        for _ in range(5):
+            kept.failed(rule, "503", silent=False, probed=False)
+    assert [kept.holds(rule) for rule in "abcd"] == [False, True, True, True]
