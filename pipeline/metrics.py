@@ -137,7 +137,11 @@ class Metrics:
             "Profiles looked up: found, none (a new user), failed, unreadable. After the last two nothing is kept.",
             "outcome",
         )
-        self.profile_saves = counter("profile_saves_total", "Profiles saved: ok, failed.", "outcome")
+        self.profile_saves = counter(
+            "profile_saves_total",
+            "Profiles saved: ok, failed, unreadable (something else lies there, and stays).",
+            "outcome",
+        )
         self.profile_request_seconds = histogram(
             "profile_request_seconds", "Time of one request to Redis: lookup, save.", _SECONDS, "operation"
         )

@@ -22,7 +22,8 @@ from pipeline.project import ProjectConfig
 if TYPE_CHECKING:
     from pipeline.handlers.decide import DecideHandler
 
-# So many are decided in one turn of the loop, and saved when their results are so large.
+# So many are looked up together, decided in one turn of the loop, and saved when their results are so large.
+_MOST_LOOKED_UP = 250
 _AT_ONCE = 20
 _HELD_BYTES = 1024**2
 
@@ -50,7 +51,7 @@ class Sticky:
     async def decide(self) -> None:
         """Decide all that wait now, and those behind them that turn out to need a look-up of their own."""
         while self._waiting:
-            batch, self._waiting = self._waiting, []
+            batch, self._waiting = self._waiting[:_MOST_LOOKED_UP], self._waiting[_MOST_LOOKED_UP:]
             await self._decide(batch)
 
     async def _decide(self, batch: Sequence[Pending]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -24,13 +25,16 @@ from pipeline.profiles.profile import NEW, Profile
 from pipeline.settings import ProfilesSettings
 
 _PAUSE_SECONDS = 1.0
-_MOST_ASKERS = 100
-"""Most chunks, or single requests, that share one request to Redis."""
+# To write and read so many takes a few milliseconds of the loop; thousands would miss their own deadline.
+_MOST_USERS = 250
+# What Redis says where somebody keeps something else than a text under a user's key.
+_OF_ANOTHER_KIND = "WRONGTYPE"
 
 log = structlog.get_logger("pipeline.profiles")
 
 _Q = TypeVar("_Q")
 _A = TypeVar("_A")
+_Asked = tuple[Sequence[_Q], asyncio.Future[Sequence[_A]]]
 
 
 class _Kept(msgspec.Struct):
@@ -69,7 +73,7 @@ class RedisProfiles:
         self._lookups = {
             name: metrics.profile_lookups.labels(name) for name in ("found", "none", "failed", "unreadable")
         }
-        self._saves = {name: metrics.profile_saves.labels(name) for name in ("ok", "failed")}
+        self._saves = {name: metrics.profile_saves.labels(name) for name in ("ok", "failed", "unreadable")}
         seconds, timeout = metrics.profile_request_seconds, settings.timeout
         # Apart: a Redis that is full, or a user without the right, may be read and not written.
         self._reading = _Together(self._read, "profiles cannot be read", timeout, seconds.labels("lookup"))
@@ -89,11 +93,12 @@ class RedisProfiles:
 
     async def save(self, profiles: Sequence[tuple[str, Profile]]) -> None:
         try:
-            await self._writing.ask(profiles)
+            kept = await self._writing.ask(profiles)
         except _Unanswered:
             self._saves["failed"].inc(len(profiles))
         else:
-            self._saves["ok"].inc(len(profiles))
+            self._saves["ok"].inc(kept.count(True))
+            self._saves["unreadable"].inc(kept.count(False))
 
     async def close(self) -> None:
         await self._reading.close()
@@ -103,16 +108,18 @@ class RedisProfiles:
     async def _read(self, user_ids: Sequence[str]) -> Sequence[bytes | str | None]:
         return await self._redis.mget([self._prefix + user_id for user_id in user_ids])
 
-    async def _write(self, profiles: Sequence[tuple[str, Profile]]) -> Sequence[object]:
+    async def _write(self, profiles: Sequence[tuple[str, Profile]]) -> Sequence[bool]:
+        """Which of them are kept. What is no text was nil to MGET, and SET alone would wipe it out."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for user_id, profile in profiles:
                 value = _write({experiment: _Kept(variation_id) for experiment, variation_id in profile.items()})
-                pipe.set(self._prefix + user_id, value, px=self._ttl_ms or None)
-            written: Sequence[object] = await pipe.execute(raise_on_error=False)
-        for answer in written:
-            if isinstance(answer, RedisError):
+                pipe.set(self._prefix + user_id, value, px=self._ttl_ms or None, get=True)
+            answers: Sequence[object] = await pipe.execute(raise_on_error=False)
+        foreign = [isinstance(one, ResponseError) and str(one).startswith(_OF_ANOTHER_KIND) for one in answers]
+        for answer, is_foreign in zip(answers, foreign, strict=True):
+            if isinstance(answer, RedisError) and not is_foreign:
                 raise answer
-        return written
+        return [not one for one in foreign]
 
 
 class _Unanswered(Exception):
@@ -121,6 +128,8 @@ class _Unanswered(Exception):
 
 class _Together(Generic[_Q, _A]):
     """What is asked while a request is under way goes out with the next one, so that requests grow with the load.
+
+    They do so up to a bound of users; whoever asks for more than that asks alone.
 
     After a failure nothing is asked for a second: nobody waits for what is down. One line is logged when that begins,
     and one when it is over.
@@ -133,7 +142,7 @@ class _Together(Generic[_Q, _A]):
         self._fault = fault
         self._timeout = timeout
         self._seconds = seconds
-        self._asked: list[tuple[Sequence[_Q], asyncio.Future[Sequence[_A]]]] = []
+        self._asked: deque[_Asked[_Q, _A]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._resumes = 0.0
         self._since: float | None = None
@@ -158,7 +167,7 @@ class _Together(Generic[_Q, _A]):
             return
         # Cancelled, perhaps before it began, or a defect.
         self._task = None
-        asked, self._asked = self._asked, []
+        asked, self._asked = self._asked, deque()
         for _, future in asked:
             future.cancel()
         if not task.cancelled():
@@ -167,7 +176,7 @@ class _Together(Generic[_Q, _A]):
 
     async def _work(self) -> None:
         while self._asked:
-            asked, self._asked = self._asked[:_MOST_ASKERS], self._asked[_MOST_ASKERS:]
+            asked = self._next()
             try:
                 answers = await self._answers([question for questions, _ in asked for question in questions])
             except _Unanswered:
@@ -177,7 +186,7 @@ class _Together(Generic[_Q, _A]):
                         future.exception()
                 continue
             except BaseException:
-                self._asked = asked + self._asked
+                self._asked.extendleft(reversed(asked))
                 raise
             at = 0
             for questions, future in asked:
@@ -186,6 +195,15 @@ class _Together(Generic[_Q, _A]):
                 at += len(questions)
         # Here, and not when the task is seen to be done: whoever asks in between begins another.
         self._task = None
+
+    def _next(self) -> list[_Asked[_Q, _A]]:
+        """Those who share the next request."""
+        found = [self._asked.popleft()]
+        users = len(found[0][0])
+        while self._asked and users + len(self._asked[0][0]) <= _MOST_USERS:
+            found.append(self._asked.popleft())
+            users += len(found[-1][0])
+        return found
 
     async def _answers(self, questions: Sequence[_Q]) -> Sequence[_A]:
         if time.monotonic() < self._resumes:

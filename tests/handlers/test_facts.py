@@ -256,6 +256,20 @@ async def test_a_chunk_shares_one_look_up_and_one_save(stand_ins: StandIns) -> N
         await bench.close()
 
 
+async def test_a_look_up_and_a_save_grow_no_further_than_what_is_done_in_time(stand_ins: StandIns) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        users = [f"user-{number}" for number in range(600)]
+        chunk = bench.chunk(*(body(user, user) for user in users))
+        await until(lambda: chunk.settled == 600)
+        asked = [line.split() for line in bench.happened if not line.startswith("result ")]
+        assert [(what, len(named)) for what, *named in asked] == [
+            ("lookup", 250), ("save", 250), ("lookup", 250), ("save", 250), ("lookup", 100), ("save", 100),
+        ]  # fmt: skip
+        assert [name for what, *named in asked if what == "save" for name in named] == users
+        await bench.close()
+
+
 async def test_results_by_profile_name_where_their_requests_lie_and_first_lay(stand_ins: StandIns) -> None:
     replayed = [("pipeline-source", b"old.topic-3-99"), ("pipeline-timestamp", b"1600000000000")]
     async with Transport() as transport:
