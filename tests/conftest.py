@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 from collections.abc import AsyncIterator, Iterator
 
@@ -12,6 +14,28 @@ from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.processes import StandIns
 from tests.redis_server import RedisServer
 from tests.support import Broker, ExistingKafka, TopicMaker, Topics, create_topics, delete_topics, unique_topics
+
+
+class _Errors(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.told: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.told.append(self.format(record))
+
+
+@pytest.fixture(autouse=True)
+def _no_error_is_lost() -> Iterator[None]:
+    """What a task or callback raises reaches nobody but the loop's exception handler: the test it happened in fails."""
+    errors, logger = _Errors(), logging.getLogger("asyncio")
+    logger.addHandler(errors)
+    try:
+        yield
+        gc.collect(0)  # a task is told of when it is gone
+    finally:
+        logger.removeHandler(errors)
+    assert errors.told == []
 
 
 @pytest.fixture(scope="session")

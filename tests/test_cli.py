@@ -254,6 +254,7 @@ def test_segments_come_from_a_file_and_only_for_requests_that_fetch_them(project
         ("datafile", None, "cannot be read"),
         ("segments", "[]", "--segments: must be an object of user id -> list of segments"),
         ("segments", "{", "--segments: not JSON"),
+        *((name, "", f"--{name}: not JSON") for name in ("segments", "profiles", "predictions")),
         ("segments", '{"ada": "loyal"}', "--segments: must be an object"),
     ],
 )

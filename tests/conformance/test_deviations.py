@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from tests.conformance import comparison
 from tests.conformance.comparison import Comparison
 from tests.conformance.deviations import DATAFILES, SHARED_KEY, deviation
-from tests.conformance.oracle import Oracle
+from tests.conformance.oracle import Oracle, Refused
 from tests.conformance.requests import Case
 from tests.conformance.shrinking import differences
 from tests.decision.projects import NO_TRAFFIC, Json, flag, rule, variation
@@ -37,6 +38,18 @@ def _shared(first: Json, **facts: Any) -> Case:
 
 def _audience(conditions: object) -> Json:
     return {"typedAudiences": [{"id": "11", "name": "n", "conditions": conditions}]}
+
+
+def test_a_datafile_that_we_refuse_is_different_also_where_the_sdk_refuses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    dangling = case(rule("1", "e", ON)).datafile | {"experiments": []}
+    with pytest.raises(Refused):
+        Comparison().take(dangling)
+
+    def defective(_raw: bytes) -> None:
+        raise KeyError("defect")
+
+    monkeypatch.setattr(comparison, "compile_datafile", defective)
+    assert [one.what for one in Comparison().take(dangling)] == ["refused: 'defect'"]
 
 
 _FEATURE_ROLLOUT = rule("1", "e", ON, type="fr", **NO_TRAFFIC)
