@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from pipeline.decision import Answer, Facts, answer
 from pipeline.handlers.facts import FactSource, room
@@ -18,9 +18,6 @@ from pipeline.messages.delivery import Chunk, Delivery, Result, identity_of
 from pipeline.messages.words import FETCH_FAILED
 from pipeline.profiles import Profile
 from pipeline.project import ProjectConfig
-
-if TYPE_CHECKING:
-    from pipeline.handlers.decide import DecideHandler
 
 # So many are looked up together, decided in one turn of the loop, and saved when their results are so large.
 _MOST_LOOKED_UP = 250
@@ -33,10 +30,31 @@ _Learned = tuple[Pending, Profile, bytes]
 """A request, what its user's profile is to be, and the value of its result."""
 
 
+class Line(Protocol):
+    """The users of one partition, each with the requests that wait for an earlier one (`handlers/decide.py`)."""
+
+    def project(self, request: DecideRequest) -> ProjectConfig | None:
+        """The project as it is now."""
+
+    def answered(self, pending: Pending, value: bytes, results: list[Result]) -> None:
+        """Add the result of a request that was decided."""
+
+    def refuse(self, pending: Pending, message: str, revision: str | None, results: list[Result]) -> None:
+        """Add the result of one that cannot be."""
+
+    def settle(self, pending: Pending, facts: Facts, segments: asyncio.Future[frozenset[str]] | None = None) -> None:
+        """Ask for what a request depends on, one thing after another; it goes on by itself."""
+
+    def publish(self, chunk: Chunk, results: list[Result]) -> None: ...
+
+    def release(self, user_id: str, profile: Profile | None = None) -> None:
+        """The user's request is answered: those behind it are next, by this profile."""
+
+
 class Sticky:
     """Those of one partition who wait for their profiles; each user once."""
 
-    def __init__(self, line: DecideHandler, facts: FactSource) -> None:
+    def __init__(self, line: Line, facts: FactSource) -> None:
         self._line = line
         self._facts = facts
         self._waiting: list[Pending] = []
