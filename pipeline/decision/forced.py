@@ -11,17 +11,16 @@ _WHOLE_FLAG = Origin(EXPERIMENT)
 
 def forced_flag(flag: Flag, visitor: Visitor) -> Outcome | None:
     """The flag's forced decision; it beats every holdout."""
-    return None if visitor.forced is None else _forced(flag, _WHOLE_FLAG, visitor)
+    return _forced(flag, _WHOLE_FLAG, visitor)
 
 
 def forced_rule(flag: Flag, rule: Experiment | DeliveryRule, visitor: Visitor) -> Outcome | None:
     """The rule's forced decision, once the flag's evaluation has come to the rule."""
-    return None if visitor.forced is None else _forced(flag, rule.origin, visitor)
+    return _forced(flag, rule.origin, visitor)
 
 
 def _forced(flag: Flag, origin: Origin, visitor: Visitor) -> Outcome | None:
-    assert visitor.forced is not None
-    variation_key = visitor.forced.get((flag.key, origin.key))
+    variation_key = None if visitor.forced is None else visitor.forced.get((flag.key, origin.key))
     if variation_key is None:
         return None
     variation = flag.variations.get(variation_key)

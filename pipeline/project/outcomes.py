@@ -178,8 +178,7 @@ def _impression(origin: Origin, variation: Variation | None) -> bytes:
 
     The campaign is the layer, or the experiment if it has none; a variation id that is not all ASCII digits is null.
     """
-    variation_id = variation.id if variation else ""
-    numeric = variation_id.isascii() and variation_id.isdigit()
+    numeric = variation is not None and variation.id.isascii() and variation.id.isdigit()
     fields = orjson.dumps(
         {
             "ruleKey": origin.key,
@@ -188,7 +187,7 @@ def _impression(origin: Origin, variation: Variation | None) -> bytes:
             "enabled": variation is not None and variation.enabled,
             "campaignId": origin.layer_id or origin.id,
             "experimentId": origin.id,
-            "variationId": variation_id if numeric else None,
+            "variationId": variation.id if variation and numeric else None,
             "cmabUuid": None,
         }
     )

@@ -48,6 +48,14 @@ def test_what_was_given_is_given_again_and_not_learned_again() -> None:
     assert reasons(found) == ['User "user" was previously bucketed into variation "alt" of experiment "e".']
 
 
+def test_what_one_flag_taught_holds_for_the_next() -> None:
+    shared = rule("1", "e", ON, ALT)
+    config = project(featureFlags=[flag("f", shared), flag("g", shared)], experiments=[shared])
+    first, second = json.loads(asked(config, {}, options=WHY).value)["decisions"]
+    assert first["reasons"] == ["Audiences for experiment e collectively evaluated to true."]
+    assert second["reasons"] == ['User "user" was previously bucketed into variation "on" of experiment "e".']
+
+
 def test_it_owes_the_same_impression() -> None:
     result = json.loads(asked(with_experiments(rule("1", "e", ON, ALT)), {"1": "103"}, "f").value)
     (impression,) = result["tracking"]["impressions"]

@@ -123,6 +123,48 @@ ACCEPTED: tuple[Accepted, ...] = (
         "… = dash >= 0 and (plus < 0 or dash < plus) => … = dash >= 0 and (plus < 0 or dash <= plus)",
         "a hyphen and a plus are never in one place",
     ),
+    Accepted(
+        "pipeline/decision/reasons.py",
+        "_bad_bucketing_id",
+        "…sitor.attributes.get(BUCKETING_ID, '') => …sitor.attributes.get(BUCKETING_ID, '!')",
+        "any text: only what is there and is no text is bad",
+    ),
+    Accepted(
+        "pipeline/project/allocation.py",
+        "compile_allocation",
+        "…0 and (not ends or first_hash(end) > ends[-1]): => …0 and (not ends or first_hash(end) >= ends[-1]):",
+        "of two ranges with one end the later is not reached either way",
+    ),
+    Accepted(
+        "pipeline/project/allocation.py",
+        "compile_allocation",
+        "return lambda _bucketing: certain => pass",
+        "a shortcut: the table gives everybody the same",
+    ),
+    Accepted(
+        "pipeline/project/compiler.py",
+        "",
+        "_WHOLE_TRAFFIC = 10000 => _WHOLE_TRAFFIC = 10001",
+        "no bucket is larger than 9999",
+    ),
+    Accepted(
+        "pipeline/project/matchers.py",
+        "",
+        "_VERSIONS_REMEMBERED = 128 => _VERSIONS_REMEMBERED = 129",
+        "how many are remembered is a matter of memory",
+    ),
+    Accepted(
+        "pipeline/project/semver.py",
+        "parse",
+        "prerelease = dash >= 0 and (plus < 0 or dash < plus) => prerelease = dash >= 0 and (plus <= 0 or dash < plus)",
+        "a text that begins with a plus is no version either way",
+    ),
+    Accepted(
+        "pipeline/project/semver.py",
+        "parse",
+        "build = plus >= 0 and (not prerelease) => build = plus > 0 and (not prerelease)",
+        "a text that begins with a plus is no version either way",
+    ),
 )
 
 

@@ -58,3 +58,7 @@ def test_first_hash_of_a_bucket(end: int) -> None:
     first = first_hash(end)
     assert first * BUCKETS // HASHES == end
     assert (first - 1) * BUCKETS // HASHES == end - 1
+
+
+def test_after_all_traffic_is_given_nothing_is_left() -> None:
+    assert compile_allocation("p", [(10_000, "all"), (20_000, "late")])(b"anyone") == "all"

@@ -216,6 +216,22 @@ def test_compiled_tree_is_the_rules(conditions: Any) -> None:
     assert evaluate(conditions) is reference(conditions)
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"type": "third"}, 'unable to evaluate condition of type "third"'),
+        ({"type": 5}, 'unable to evaluate condition of type ""'),
+        ({"match": "regex"}, 'invalid Condition matcher "regex"'),
+        ({"match": ["exact"]}, 'invalid Condition matcher ""'),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told(fields: dict[str, Any], told: str) -> None:
+    tree = read_conditions({"name": "a", "type": "custom_attribute", "match": "exact", "value": 1} | fields, "", [])
+    why: list[str] = []
+    assert narrate(tree, {"a": 1}, None, why) is None
+    assert why == [told]
+
+
 @given(_TREES)
 def test_remarks_never_decide(conditions: Any) -> None:
     """The walk for remarks ends where the Agent's does; where it can tell, it tells what the compiled tree tells."""
