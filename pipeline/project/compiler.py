@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -84,18 +83,10 @@ class Compiler:
     def _experiments_of(self, entry: Entry) -> list[Draft]:
         return [self._drafts[rule] for rule in entry.texts("experimentIds") if rule in self._drafts]
 
-    def _rollout_of(self, entry: Entry) -> list[Draft] | None:
-        rules = self._rollouts.get(entry.text("rolloutId"))
-        return None if rules is None else [self._counting(rule) for rule in rules]
-
-    def _counting(self, rule: Draft) -> Draft:
-        # Of rules of one id the SDK buckets by the one that is read last, and names each by its own rollout.
-        last = self._drafts[rule.id]
-        return last if last is rule else replace(last, key=rule.key, layer_id=rule.layer_id)
-
     def _variations(self, entry: Entry) -> dict[str, Variation]:
         """What a forced decision of the flag may name, by key, the first of each id and key."""
-        experiments, rules = self._experiments_of(entry), self._rollout_of(entry) or []
+        experiments = self._experiments_of(entry)
+        rules = [self._drafts[rule.id] for rule in self._rollouts.get(entry.text("rolloutId"), ())]
         everyone_else = self._everyone_else.get(entry.text("rolloutId"))
         if everyone_else is not None:
             for experiment in experiments:
@@ -114,7 +105,7 @@ class Compiler:
     def _flag(self, entry: Entry, variations: dict[str, Variation]) -> Flag:
         key = entry.required("key")
         outcomes = Outcomes(key, read_variables(entry), send_flag_decisions=self._send_flag_decisions)
-        rules = self._rollout_of(entry)
+        rules = self._rollouts.get(entry.text("rolloutId"))
         return Flag(
             id=entry.text("id"),
             key=key,
@@ -140,15 +131,17 @@ class Compiler:
     def _local(self, draft: Draft) -> tuple[Holdout, ...]:
         return tuple(self._local_holdouts.get(draft.id, ()))
 
-    def _rollout(self, drafts: Sequence[Draft], outcomes: Outcomes) -> Rollout:
-        rules = [self._delivery_rule(draft, number, outcomes) for number, draft in enumerate(drafts, 1)]
+    def _rollout(self, own: Sequence[Draft], outcomes: Outcomes) -> Rollout:
+        rules = [self._delivery_rule(rule, number, outcomes) for number, rule in enumerate(own, 1)]
         return Rollout(tuple(rules[:-1]), rules[-1] if rules else None)
 
-    def _delivery_rule(self, draft: Draft, number: int, outcomes: Outcomes) -> DeliveryRule:
+    def _delivery_rule(self, own: Draft, number: int, outcomes: Outcomes) -> DeliveryRule:
+        # Of rules of one id the one that is read last says who gets what, as in the SDK; each has its own name.
+        draft = self._drafts[own.id]
         audience, conditions = self._compiled(draft)
-        origin = Origin(ROLLOUT, draft.id, draft.key, draft.layer_id)
+        origin = Origin(ROLLOUT, own.id, own.key, own.layer_id)
         return DeliveryRule(
-            id=draft.id, key=draft.key, audience=audience, conditions=conditions,
+            id=own.id, key=own.key, audience=audience, conditions=conditions,
             pick=_pick(draft, _written(origin, draft, outcomes)),
             origin=origin, number=number, holdouts=self._local(draft),
         )  # fmt: skip

@@ -179,6 +179,11 @@ def test_rules_of_one_id_give_what_the_last_gives_under_the_name_of_their_own_ro
     assert outcome(decided(config, "g")) == ("rollout", "y", "off")
     tracked = answered(config, request())["tracking"]["impressions"]
     assert [(one["ruleKey"], one["campaignId"]) for one in tracked] == [("x", "l1"), ("y", "l2")]
+    nameless = project(
+        featureFlags=[flag("f", rollout="r")],
+        rollouts=[{"id": "r", "experiments": [first]}, {"id": "s", "experiments": [last | {"key": " "}]}],
+    )
+    assert decided(nameless, "f")["ruleKey"] == "", "the last one gives nobody anything"
 
 
 def test_nobody_is_in_a_variation_without_an_id() -> None:
