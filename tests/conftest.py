@@ -27,7 +27,10 @@ class _Errors(logging.Handler):
 
 @pytest.fixture(autouse=True)
 def _no_error_is_lost() -> Iterator[None]:
-    """What a task or callback raises reaches nobody but the loop's exception handler: the test it happened in fails."""
+    """What a task or callback raises may reach nobody but the loop's exception handler: a test fails by it.
+
+    The one it became known in: that of a task which waits in a cycle for the collector may be a later one.
+    """
     errors, logger = _Errors(), logging.getLogger("asyncio")
     logger.addHandler(errors)
     try:

@@ -40,6 +40,7 @@ class _Question:
     tries: int = 0
     fault: str = ""
     probes: bool = False
+    under_way: bool = False
 
 
 class CmabClient:
@@ -68,8 +69,9 @@ class CmabClient:
                 variation_id = await self._tried(question)
         except TimeoutError:
             reason = f"no prediction within {self._settings.fetch_deadline:g} s"
-            self._circuits.failed(question.rule_id, reason, silent=True, probed=question.probes)
-            raise self._failed(reason) from None
+            if question.under_way:
+                self._circuits.failed(question.rule_id, probed=question.probes)
+            raise self._given_up(question, reason) from None
         self._outcomes["ok"].inc()
         return variation_id
 
@@ -87,51 +89,50 @@ class CmabClient:
                 # A service that answers nonsense may answer better the next time, as one that does not answer at all.
                 question.fault = str(error)
                 if question.tries > self._settings.retries:
-                    raise self._given_up(question, error) from None
+                    raise self._given_up(question, question.fault) from None
                 asked = error.retry_after if isinstance(error, Unavailable) else None
             except UpstreamError as error:
-                self._circuits.told(question.rule_id, str(error))
-                raise self._failed(str(error)) from None
+                raise self._given_up(question, str(error)) from None
             await asyncio.sleep(min(self._backoff.delay(question.tries, asked), self._settings.request_timeout))
 
     def _admit(self, question: _Question) -> None:
         """Raises PredictionUnavailable while there is no use in asking."""
-        # One that finds out for all goes on to its last try: it is only then that it has found out.
+        # One that finds out for others goes on to its last try: it is only then that it has found out.
         if question.probes:
             return
         if self._circuits.holds(question.rule_id):
             if question.fault:
-                raise self._failed(question.fault)
+                raise self._given_up(question, question.fault)
             self._outcomes["held"].inc()
-            raise PredictionUnavailable("the prediction service does not answer")
+            raise PredictionUnavailable("the prediction service does not answer for this rule")
         question.probes = self._circuits.probes(question.rule_id)
 
-    def _given_up(self, question: _Question, error: Unavailable | _Nonsense) -> PredictionUnavailable:
-        if isinstance(error, Unavailable):
-            self._circuits.failed(question.rule_id, question.fault, silent=not error.status, probed=question.probes)
-        else:
-            self._circuits.told(question.rule_id, question.fault)
-        return self._failed(question.fault)
+    def _given_up(self, question: _Question, reason: str) -> PredictionUnavailable:
+        self._outcomes["failed"].inc()
+        self._circuits.tell(question.rule_id, reason)
+        return PredictionUnavailable(reason)
 
     async def _post(self, question: _Question) -> str:
+        question.under_way = True
         started = time.perf_counter()
         try:
             answer = await self._transport.post(
                 question.url, question.body, headers={"Content-Type": "application/json"},
                 timeout=self._settings.request_timeout, max_bytes=_MAX_ANSWER_BYTES,
             )  # fmt: skip
-        except UpstreamError as error:
-            if error.status:
-                self._circuits.answered(question.rule_id, well=not isinstance(error, Unavailable))
+        except Unavailable:
+            question.under_way = False
+            if not question.probes or question.tries > self._settings.retries:
+                self._circuits.failed(question.rule_id, probed=question.probes)
+            raise
+        except UpstreamError:
+            self._circuits.answered(question.rule_id)
             raise
         finally:
             self._seconds.observe(time.perf_counter() - started)
-        self._circuits.answered(question.rule_id, well=True)
+        question.under_way = False
+        self._circuits.answered(question.rule_id)
         return _variation_id(answer.body)
-
-    def _failed(self, reason: str) -> PredictionUnavailable:
-        self._outcomes["failed"].inc()
-        return PredictionUnavailable(reason)
 
 
 def _variation_id(body: bytes) -> str:

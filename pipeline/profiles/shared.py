@@ -239,5 +239,5 @@ def _said(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, ResponseError):
         code = text.partition(" ")[0]
-        text = code if code.isupper() else "it refuses the command"
+        text = code if code.isupper() else "it refuses the command; is it older than Redis 6.2?"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -39,7 +39,7 @@ class Compiler:
         self._rollouts: dict[str, list[Draft]] = {}
         self._everyone_else: dict[str, Variation | None] = {}
         self._global_holdouts: tuple[Holdout, ...] = ()
-        self._local_holdouts: defaultdict[str, list[Holdout]] = defaultdict(list)
+        self._local_holdouts: defaultdict[str, list[Draft]] = defaultdict(list)
 
     def add_experiments(self, entries: Iterable[Entry]) -> None:
         self._drafts.update((draft.id, draft) for draft in map(read_draft, entries))
@@ -69,10 +69,8 @@ class Compiler:
         running = [draft for draft in map(read_draft, everywhere) if draft.status == RUNNING]
         self._global_holdouts = tuple(map(self._holdout, running))
         for draft in map(read_draft, local):
-            if draft.status == RUNNING:
-                holdout = self._holdout(draft)
-                for rule_id in draft.included_rules:
-                    self._local_holdouts[rule_id].append(holdout)
+            for rule_id in draft.included_rules if draft.status == RUNNING else ():
+                self._local_holdouts[rule_id].append(draft)
 
     def flags(self, entries: Sequence[Entry]) -> dict[str, Flag]:
         by_key = {entry.required("key"): entry for entry in entries}
@@ -129,7 +127,7 @@ class Compiler:
         )  # fmt: skip
 
     def _local(self, draft: Draft) -> tuple[Holdout, ...]:
-        return tuple(self._local_holdouts.get(draft.id, ()))
+        return tuple(map(self._holdout, self._local_holdouts.get(draft.id, ())))
 
     def _rollout(self, own: Sequence[Draft], outcomes: Outcomes) -> Rollout:
         rules = [self._delivery_rule(rule, number, outcomes) for number, rule in enumerate(own, 1)]

@@ -251,7 +251,8 @@ class ProfilesSettings(Section):
     """Sticky profiles: a user keeps an experiment's variation when its traffic changes. Off unless one is set."""
 
     redis_url: SecretStr | None = Field(
-        None, description="Redis that keeps the profiles, e.g. `rediss://:password@host:6379/0`."
+        None,
+        description="Redis 6.2 or later, or Valkey, that keeps the profiles, e.g. `rediss://:password@host:6379/0`.",
     )
     single_worker: bool = Field(
         False,

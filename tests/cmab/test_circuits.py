@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from pipeline.cmab import circuits
 from pipeline.cmab.circuits import Circuits
@@ -40,21 +42,23 @@ def answers(made: Opened, rule: str) -> Callable[[], Awaitable[bool]]:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("retries", [0, 1, 3])
-@pytest.mark.parametrize("silent", [True, False])
-async def test_who_finds_out_has_all_its_tries_and_soon_knows(stand_ins: StandIns, retries: int, silent: bool) -> None:
-    async with opened(stand_ins, backoff=LONG, retries=retries, request_timeout=0.05) as made:
-        stand_ins.control("cmab", **({"hold_answers": True} if silent else {"status": 503}))
+@pytest.mark.parametrize("fault", [{"hold_answers": True}, {"status": 503}], ids=["silent", "503"])
+async def test_who_finds_out_has_all_its_tries_and_soon_knows(
+    stand_ins: StandIns, retries: int, fault: dict[str, Any]
+) -> None:
+    async with opened(stand_ins, backoff=LONG, retries=retries, request_timeout=0.1) as made:
+        stand_ins.control("cmab", **fault)
         await _fail(made, WELL)
         # The one that finds out now fails in each of its tries, and the next may ask soon.
         failed = made.count("cmab_requests_total", outcome="failed")
-        asked = stand_ins.ledger("cmab")["requests"]
+        asked = made.count("cmab_request_seconds_count")
 
         async def another_failed() -> bool:
             await made.ask("finds out", WELL)
             return made.count("cmab_requests_total", outcome="failed") > failed
 
         await _until(another_failed)
-        assert stand_ins.ledger("cmab")["requests"] - asked == 1 + retries
+        assert made.count("cmab_request_seconds_count") - asked == 1 + retries
         stand_ins.control("cmab", hold_answers=False, status=None)
         await _until(answers(made, WELL))
 
@@ -72,20 +76,24 @@ async def test_one_rules_fault_is_no_others(stand_ins: StandIns) -> None:
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("status", [404, 500])
-async def test_any_answer_says_that_the_service_is_there(stand_ins: StandIns, status: int) -> None:
-    async with opened(stand_ins, backoff=LONG, retries=0, request_timeout=0.05) as made:
-        stand_ins.control("cmab", hold_answers=True)
-        await _fail(made, WELL)
-        stand_ins.control("cmab", hold_answers=False, rule_status={ILL: status})
-        asked = stand_ins.ledger("cmab")["requests"]
+async def test_who_is_never_asked_says_nothing_of_the_service(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", hold_answers=True)
+    async with opened(stand_ins, backoff=LONG, retries=0, fetch_deadline=0.2, max_in_flight=1) as made:
+        assert await asyncio.gather(*(made.ask(f"user {number}") for number in range(20))) == [None] * 20
+        assert made.count("cmab_request_seconds_count") < 5
+        assert made.count("cmab_requests_total", outcome="failed") == 20
+        stand_ins.control("cmab", hold_answers=False)
+        await made.ask("another")
+        assert made.count("cmab_requests_total", outcome="held") == 0
 
-        async def came_through() -> bool:
-            await made.ask("finds out", ILL)
-            return bool(stand_ins.ledger("cmab")["requests"] > asked)
 
-        await _until(came_through)
-        assert (await made.ask("another", WELL))[WELL] is not None
+@pytest.mark.asyncio
+async def test_a_deadline_in_a_pause_is_no_further_failure(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", status=503, retry_after=60)
+    async with opened(stand_ins, backoff=LONG, retries=1, request_timeout=60, fetch_deadline=0.5) as made:
+        assert await asyncio.gather(*(made.ask(f"user {number}") for number in range(4))) == [None] * 4
+        await made.ask("another")
+        assert made.count("cmab_request_seconds_count") == 5, "nobody is held after four failures"
 
 
 @pytest.mark.asyncio
@@ -121,7 +129,7 @@ async def test_who_was_asked_in_vain_has_failed_and_was_not_held(stand_ins: Stan
 async def test_those_that_were_asked_before_it_opened_make_no_pause_longer() -> None:
     kept = Circuits(LONG)
     for _ in range(100):
-        kept.failed(WELL, "503", silent=False, probed=False)
+        kept.failed(WELL, probed=False)
     assert kept.holds(WELL)
     await until(lambda: not kept.holds(WELL))
 
@@ -129,7 +137,32 @@ async def test_those_that_were_asked_before_it_opened_make_no_pause_longer() -> 
 def test_no_more_than_a_thousand_rules_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(circuits, "_MOST_RULES", 3)
     kept = Circuits(Backoff(60.0, 60.0))
-    for rule in "abcd":
+    for rule in "abcad":
         for _ in range(5):
-            kept.failed(rule, "503", silent=False, probed=False)
-    assert [kept.holds(rule) for rule in "abcd"] == [False, True, True, True]
+            kept.failed(rule, probed=False)
+    assert [kept.holds(rule) for rule in "abcd"] == [True, False, True, True], "the one that failed longest ago"
+
+
+def test_what_was_told_is_told_to_be_over_and_nothing_else() -> None:
+    kept = Circuits(Backoff(60.0, 60.0))
+    with capture_logs() as logs:
+        kept.tell("a", "HTTP 404")
+        for rule in "ab":
+            for _ in range(5):
+                kept.failed(rule, probed=False)
+            kept.tell(rule, "HTTP 503")
+        for rule in "ab":
+            kept.answered(rule)
+    assert [(one["event"].split()[0], one["rule"]) for one in logs] == [("predictions", "a")], (
+        "b is no news, nor its end"
+    )
+    kept = Circuits(Backoff(60.0, 60.0))
+    with capture_logs() as logs:
+        for _ in range(5):
+            kept.failed("a", probed=False)
+        kept.tell("a", "HTTP 503")
+        kept.answered("a")
+        kept.answered("a")
+    assert [one["event"] for one in logs] == [
+        "predictions fail: decisions that need one are errors", "predictions are back",
+    ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Holdouts are shared by all flags: what a flag makes of one is its own, and is written when it is needed."""
+"""Global holdouts are one for all flags: what a flag makes of one is its own, and is written when it is needed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ def origins(answer: Json) -> list[tuple[str, str, str]]:
 def test_each_flag_is_held_out_by_itself() -> None:
     price = [{"id": "v", "key": "price", "type": "integer", "defaultValue": "7"}]
     config = project(featureFlags=[flag("f"), flag("g", variables=price)], holdouts=[holdout("5")])
-    for _ in range(2):  # the second time it is remembered
-        answer = answered(config, request())
-        assert origins(answer) == [("f", "h5", "held"), ("g", "h5", "held")]
-        assert [one.get("variables") for one in answer["decisions"]] == [None, {"price": 7}]
-        assert [one["flagKey"] for one in answer["tracking"]["impressions"]] == ["f", "g"]
+    answer = answered(config, request())
+    assert origins(answer) == [("f", "h5", "held"), ("g", "h5", "held")]
+    assert [one.get("variables") for one in answer["decisions"]] == [None, {"price": 7}]
+    assert [one["flagKey"] for one in answer["tracking"]["impressions"]] == ["f", "g"]
 
 
 def test_reasons_are_each_flags_own() -> None:
@@ -44,10 +43,9 @@ def test_one_id_of_a_global_and_a_local_holdout_is_two_holdouts() -> None:
         featureFlags=[flag("f", experiment | {"type": "td"})], experiments=[experiment | {"type": "td"}],
         holdouts=[everybody], localHoldouts=[twin],
     )  # fmt: skip
-    for _ in range(2):
-        answer = answered(config, request("f"))
-        assert origins(answer) == [("f", "local", "kept")]
-        assert [one["ruleKey"] for one in answer["tracking"]["impressions"]] == ["local"]
+    answer = answered(config, request("f"))
+    assert origins(answer) == [("f", "local", "kept")]
+    assert [one["ruleKey"] for one in answer["tracking"]["impressions"]] == ["local"]
 
 
 def test_variations_of_one_key_are_told_by_their_ids() -> None:
@@ -56,6 +54,14 @@ def test_variations_of_one_key_are_told_by_their_ids() -> None:
         traffic = [{"entityId": wanted, "endOfRange": 10000}]
         config = project(featureFlags=[flag("f")], holdouts=[rule("5", "h", *twice, trafficAllocation=traffic)])
         assert decided(config, "f")["variationId"] == wanted
+
+
+def test_a_local_holdout_of_no_rule_that_there_is_stops_nothing() -> None:
+    deep: object = {"name": "a", "type": "custom_attribute", "match": "exists"}
+    for _ in range(70):
+        deep = ["not", deep]
+    loose = holdout("5", audienceConditions=deep, includedRules=["gone"])
+    assert decided(project(featureFlags=[flag("f")], localHoldouts=[loose]), "f")["ruleKey"] == ""
 
 
 def test_a_holdout_takes_no_memory_for_flags_nobody_asked_for() -> None:
