@@ -303,6 +303,17 @@ async def test_each_line_counts_the_failures_since_the_one_before(
     assert logs[-1]["event"] == "predictions are back"
 
 
+async def test_one_that_finds_out_is_one_failure_however_often_it_is_tried(stand_ins: StandIns) -> None:
+    backoff = Noting()
+    stand_ins.control("cmab", status=503)
+    async with opened(stand_ins, retries=1, backoff=backoff) as made:
+        for number in range(4):
+            assert await made.ask(f"user {number}") is None
+    # For each request: after its first try, before its second, after that. The third one finds out with its second try,
+    # the fourth with both.
+    assert backoff.noted == [1, 1, 1, 1, 1, 1, 1, 1, 2, 1, 3]
+
+
 @pytest.mark.parametrize("fault", [{"answer": {}}, {"status": 400}])
 async def test_nonsense_and_refusals_are_no_outage(stand_ins: StandIns, fault: dict[str, Any]) -> None:
     stand_ins.control("cmab", **fault)
