@@ -69,7 +69,7 @@ class CmabClient:
                 variation_id = await self._tried(question)
         except TimeoutError:
             reason = f"no prediction within {self._settings.fetch_deadline:g} s"
-            if question.under_way:
+            if question.under_way or question.probes:
                 self._circuits.failed(question.rule_id, probed=question.probes)
             raise self._given_up(question, reason) from None
         self._outcomes["ok"].inc()
@@ -130,7 +130,7 @@ class CmabClient:
             raise
         finally:
             self._seconds.observe(time.perf_counter() - started)
-        question.under_way = False
+        question.under_way = question.probes = False
         self._circuits.answered(question.rule_id)
         return _variation_id(answer.body)
 

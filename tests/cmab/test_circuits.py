@@ -126,6 +126,43 @@ async def test_who_was_asked_in_vain_has_failed_and_was_not_held(stand_ins: Stan
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "fault", [{"status": 503, "retry_after": 60}, {"hold_answers": True}], ids=["paused", "silent"]
+)
+async def test_who_finds_out_and_meets_the_deadline_has_found_out(stand_ins: StandIns, fault: dict[str, Any]) -> None:
+    stand_ins.control("cmab", **fault)
+    async with opened(stand_ins, backoff=LONG, retries=1, request_timeout=60, fetch_deadline=0.2) as made:
+        await asyncio.gather(*(made.ask(f"user {number}") for number in range(5)))
+        failed = made.count("cmab_requests_total", outcome="failed")
+
+        async def another_failed() -> bool:
+            await made.ask("finds out")
+            return made.count("cmab_requests_total", outcome="failed") > failed
+
+        await _until(another_failed)
+        stand_ins.control("cmab", status=None, hold_answers=False)
+        await _until(answers(made, WELL))
+
+
+@pytest.mark.asyncio
+async def test_nonsense_is_an_answer_also_to_who_finds_out(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", status=503)
+    async with opened(stand_ins, backoff=LONG, retries=1, fetch_deadline=0.5) as made:
+        await _fail(made, WELL)
+        stand_ins.control("cmab", status=None, answer={})
+
+        async def asked_in_earnest() -> bool:
+            held = made.count("cmab_requests_total", outcome="held")
+            await made.ask("finds out")
+            return made.count("cmab_requests_total", outcome="held") == held
+
+        await _until(asked_in_earnest)
+        held = made.count("cmab_requests_total", outcome="held")
+        await _fail(made, WELL, times=20)
+        assert made.count("cmab_requests_total", outcome="held") == held
+
+
+@pytest.mark.asyncio
 async def test_those_that_were_asked_before_it_opened_make_no_pause_longer() -> None:
     kept = Circuits(LONG)
     for _ in range(100):
