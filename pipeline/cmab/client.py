@@ -130,7 +130,7 @@ class CmabClient:
             raise
         finally:
             self._seconds.observe(time.perf_counter() - started)
-        question.under_way = question.probes = False
+        question.under_way = False
         self._circuits.answered(question.rule_id)
         return _variation_id(answer.body)
 
