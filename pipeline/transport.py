@@ -105,10 +105,12 @@ async def _bounded(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     size = 0
     async for part in response.content.iter_any():
         size += len(part)
+        parts.append(part)
         if size > max_bytes:
             # Leaving the body unread closes the connection, so the rest is not downloaded.
+            if response.status >= 400:
+                break  # the status says what to do; of the text a beginning is enough
             raise UpstreamError(f"the answer is larger than {max_bytes} bytes", status=response.status)
-        parts.append(part)
     return b"".join(parts)
 
 

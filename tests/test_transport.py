@@ -14,11 +14,13 @@ from pipeline.transport import Transport
 
 
 @asynccontextmanager
-async def answering(status: int, headers: dict[str, str] | None = None) -> AsyncIterator[tuple[Transport, str]]:
+async def answering(
+    status: int, headers: dict[str, str] | None = None, body: bytes = b""
+) -> AsyncIterator[tuple[Transport, str]]:
     """A server that answers every request so, and a transport to ask it."""
 
     async def answer(request: web.Request) -> web.Response:
-        return web.Response(status=status, headers=headers)
+        return web.Response(status=status, headers=headers, body=body)
 
     application = web.Application()
     application.router.add_route("*", "/", answer)
@@ -41,6 +43,16 @@ async def test_a_status_that_is_no_success_says_what_to_do(status: int, kind: ty
             await transport.post(url, b"{}", headers={}, timeout=5)
         assert type(caught.value) is kind
         assert caught.value.status == status
+
+
+@pytest.mark.asyncio
+async def test_of_an_answer_that_is_too_large_the_status_counts_unless_it_is_a_success() -> None:
+    for status, kind in ((503, Unavailable), (400, PayloadRefused), (200, UpstreamError)):
+        async with answering(status, body=b"x" * 70_000) as (transport, url):
+            with pytest.raises(UpstreamError) as caught:
+                await transport.post(url, b"{}", headers={}, timeout=5, max_bytes=64 * 1024)
+            assert type(caught.value) is kind
+            assert str(caught.value) == (f"HTTP {status}" if status >= 400 else "the answer is larger than 65536 bytes")
 
 
 @pytest.mark.asyncio

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import structlog
 
@@ -23,10 +24,16 @@ log = structlog.get_logger("pipeline.cmab")
 
 
 class Circuits:
-    """Of the rules that failed last; at most a thousand."""
+    """Of the rules that failed last; at most a thousand.
 
-    def __init__(self, backoff: Backoff) -> None:
+    A question that finds out for others is `overdue` after so many seconds; at most `most_probes` do so at once.
+    """
+
+    def __init__(self, backoff: Backoff, *, overdue: float, most_probes: int) -> None:
         self._backoff = backoff
+        self._overdue = overdue
+        self._most_probes = most_probes
+        self._probing = 0
         self._rules: OrderedDict[str, _Circuit] = OrderedDict()
         self._untold = 0
         self._told_at = -_TOLD_SECONDS
@@ -34,26 +41,39 @@ class Circuits:
     def holds(self, rule_id: str) -> bool:
         """Whether a question about the rule goes without an answer for now."""
         circuit = self._rules.get(rule_id)
-        return circuit is not None and circuit.holds()
+        if circuit is None or not circuit.is_open:
+            return False
+        return self._probing >= self._most_probes or time.monotonic() < circuit.until
 
     def probes(self, rule_id: str) -> bool:
-        """Whether the question that is asked now finds out for others. It may then be asked to its last try."""
+        """Whether the question that is asked now finds out for others. If so, `probed` is called when it has ended."""
         circuit = self._rules.get(rule_id)
-        return circuit is not None and circuit.probes()
+        if circuit is None or not circuit.is_open:
+            return False
+        # The next one may ask when this one has failed, or is overdue.
+        circuit.until = time.monotonic() + self._overdue
+        self._probing += 1
+        return True
 
-    def answered(self, rule_id: str) -> None:
-        """The rule was answered, be it with a refusal."""
+    def probed(self) -> None:
+        self._probing -= 1
+
+    def answered(self, rule_id: str, *, well: bool) -> None:
+        """The rule was answered: with a prediction, or else with what will not become one."""
         circuit = self._rules.pop(rule_id, None)
-        if circuit is not None and circuit.is_open and circuit.told:
+        if well and circuit is not None and circuit.is_open and circuit.told:
             log.info("predictions are back", rule=rule_id)
 
     def failed(self, rule_id: str, *, probed: bool) -> None:
-        """A try brought no answer, or one that promises a better one. `probed`: it was to find out for others."""
-        circuit = self._rules.pop(rule_id, None) or _Circuit(self._backoff)
+        """A question ended without an answer to go by. `probed`: it was to find out for others."""
+        circuit = self._rules.pop(rule_id, None) or _Circuit()
         self._rules[rule_id] = circuit
         if len(self._rules) > _MOST_RULES:
             self._rules.popitem(last=False)
-        circuit.failed(probed=probed)
+        if circuit.is_open and not probed:
+            return  # asked before it opened: says nothing new, and of those there may be hundreds
+        circuit.failures += 1
+        circuit.until = time.monotonic() + self._backoff.delay(max(1, circuit.failures - _FAILURES + 1))
 
     def tell(self, rule_id: str, reason: str) -> None:
         """Log that there is no prediction, for whatever reason, or count it for the next line: two a minute at most."""
@@ -68,33 +88,15 @@ class Circuits:
             self._rules[rule_id].told = True
 
 
+@dataclass(slots=True)
 class _Circuit:
     """Open after some failures in a row; then one question at a time goes through, after pauses that grow."""
 
-    __slots__ = ("_backoff", "_failures", "_until", "told")
-
-    def __init__(self, backoff: Backoff) -> None:
-        self._backoff = backoff
-        self._failures = 0
-        self._until = 0.0
-        self.told = False
-        """Whether the log knows of it."""
+    failures: int = 0
+    until: float = 0.0
+    told: bool = False
+    """Whether the log knows of it."""
 
     @property
     def is_open(self) -> bool:
-        return self._failures >= _FAILURES
-
-    def holds(self) -> bool:
-        return self.is_open and time.monotonic() < self._until
-
-    def probes(self) -> bool:
-        if self.is_open:
-            # The next one may ask when this one has failed, or is overdue.
-            self._until = time.monotonic() + self._backoff.cap
-        return self.is_open
-
-    def failed(self, *, probed: bool) -> None:
-        if self.is_open and not probed:
-            return  # asked before it opened: says nothing new, and of those there may be hundreds
-        self._failures += 1
-        self._until = time.monotonic() + self._backoff.delay(max(1, self._failures - _FAILURES + 1))
+        return self.failures >= _FAILURES

@@ -32,15 +32,14 @@ class _Nonsense(Exception):
 
 @dataclass(slots=True)
 class _Question:
-    """`fault` is what its last try met, if any; `probes`: it finds out for others whether there are answers again."""
+    """`unanswered`: its last try brought no answer to go by, or is under way. `probes`: it finds out for others."""
 
     rule_id: str
     url: str
     body: bytes
     tries: int = 0
-    fault: str = ""
+    unanswered: bool = False
     probes: bool = False
-    under_way: bool = False
 
 
 class CmabClient:
@@ -55,7 +54,9 @@ class CmabClient:
         self._slots = asyncio.Semaphore(settings.max_in_flight)
         self._outcomes = {name: metrics.cmab_requests.labels(name) for name in OUTCOMES}
         self._seconds = metrics.cmab_request_seconds
-        self._circuits = Circuits(self._backoff)
+        # Half of the slots stay for rules that are answered, however many others hang.
+        most_probes = max(1, settings.max_in_flight // 2)
+        self._circuits = Circuits(self._backoff, overdue=settings.fetch_deadline, most_probes=most_probes)
 
     async def predict(self, user_id: str, wanted: Wanted, uuid: str) -> str:
         """The variation id. Raises PredictionUnavailable, at the latest after `cmab.fetch_deadline`."""
@@ -64,14 +65,15 @@ class CmabClient:
             question = _Question(wanted.rule_id, url, _body(user_id, wanted, uuid))
         except TypeError as error:
             raise PredictionUnavailable(f"the user's attributes cannot be sent: {error}") from None
+        self._refuse_if_held(question)
         try:
             async with asyncio.timeout(self._settings.fetch_deadline):
                 variation_id = await self._tried(question)
         except TimeoutError:
-            reason = f"no prediction within {self._settings.fetch_deadline:g} s"
-            if question.under_way or question.probes:
-                self._circuits.failed(question.rule_id, probed=question.probes)
-            raise self._given_up(question, reason) from None
+            raise self._given_up(question, f"no prediction within {self._settings.fetch_deadline:g} s") from None
+        finally:
+            if question.probes:
+                self._circuits.probed()
         self._outcomes["ok"].inc()
         return variation_id
 
@@ -80,59 +82,59 @@ class CmabClient:
         while True:
             try:
                 async with self._slots:
-                    self._admit(question)
-                    if question.tries:
-                        self._outcomes["retried"].inc()
-                    question.tries += 1
-                    return await self._post(question)
+                    return await self._try(question)
             except (Unavailable, _Nonsense) as error:
                 # A service that answers nonsense may answer better the next time, as one that does not answer at all.
-                question.fault = str(error)
                 if question.tries > self._settings.retries:
-                    raise self._given_up(question, question.fault) from None
+                    raise self._given_up(question, str(error)) from None
                 asked = error.retry_after if isinstance(error, Unavailable) else None
             except UpstreamError as error:
                 raise self._given_up(question, str(error)) from None
             await asyncio.sleep(min(self._backoff.delay(question.tries, asked), self._settings.request_timeout))
 
-    def _admit(self, question: _Question) -> None:
-        """Raises PredictionUnavailable while there is no use in asking."""
-        # One that finds out for others goes on to its last try: it is only then that it has found out.
-        if question.probes:
-            return
+    async def _try(self, question: _Question) -> str:
+        if question.tries:
+            # Whoever was asked has all its tries: five that fail at once are no outage yet.
+            self._outcomes["retried"].inc()
+        else:
+            self._refuse_if_held(question)  # it may have waited for long
+            question.probes = self._circuits.probes(question.rule_id)
+        question.tries += 1
+        question.unanswered = True
+        answer = await self._post(question)
+        question.unanswered = False
+        variation_id = _variation_id(answer)
+        self._circuits.answered(question.rule_id, well=True)
+        return variation_id
+
+    def _refuse_if_held(self, question: _Question) -> None:
         if self._circuits.holds(question.rule_id):
-            if question.fault:
-                raise self._given_up(question, question.fault)
             self._outcomes["held"].inc()
             raise PredictionUnavailable("the prediction service does not answer for this rule")
-        question.probes = self._circuits.probes(question.rule_id)
 
     def _given_up(self, question: _Question, reason: str) -> PredictionUnavailable:
+        if question.unanswered:
+            self._circuits.failed(question.rule_id, probed=question.probes)
+        elif question.tries:
+            # With a refusal, or with nonsense.
+            self._circuits.answered(question.rule_id, well=False)
         self._outcomes["failed"].inc()
         self._circuits.tell(question.rule_id, reason)
         return PredictionUnavailable(reason)
 
-    async def _post(self, question: _Question) -> str:
-        question.under_way = True
+    async def _post(self, question: _Question) -> bytes:
         started = time.perf_counter()
         try:
             answer = await self._transport.post(
                 question.url, question.body, headers={"Content-Type": "application/json"},
                 timeout=self._settings.request_timeout, max_bytes=_MAX_ANSWER_BYTES,
             )  # fmt: skip
-        except Unavailable:
-            question.under_way = False
-            if not question.probes or question.tries > self._settings.retries:
-                self._circuits.failed(question.rule_id, probed=question.probes)
-            raise
-        except UpstreamError:
-            self._circuits.answered(question.rule_id)
+        except UpstreamError as error:
+            question.unanswered = isinstance(error, Unavailable)
             raise
         finally:
             self._seconds.observe(time.perf_counter() - started)
-        question.under_way = False
-        self._circuits.answered(question.rule_id)
-        return _variation_id(answer.body)
+        return answer.body
 
 
 def _variation_id(body: bytes) -> str:

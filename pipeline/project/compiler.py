@@ -40,6 +40,7 @@ class Compiler:
         self._everyone_else: dict[str, Variation | None] = {}
         self._global_holdouts: tuple[Holdout, ...] = ()
         self._local_holdouts: defaultdict[str, list[Draft]] = defaultdict(list)
+        self._shared_holdouts: dict[int, Holdout] = {}
 
     def add_experiments(self, entries: Iterable[Entry]) -> None:
         self._drafts.update((draft.id, draft) for draft in map(read_draft, entries))
@@ -127,7 +128,13 @@ class Compiler:
         )  # fmt: skip
 
     def _local(self, draft: Draft) -> tuple[Holdout, ...]:
-        return tuple(map(self._holdout, self._local_holdouts.get(draft.id, ())))
+        return tuple(map(self._shared, self._local_holdouts.get(draft.id, ())))
+
+    def _shared(self, draft: Draft) -> Holdout:
+        """For all rules that it is for; not before there is one."""
+        if id(draft) not in self._shared_holdouts:
+            self._shared_holdouts[id(draft)] = self._holdout(draft)
+        return self._shared_holdouts[id(draft)]
 
     def _rollout(self, own: Sequence[Draft], outcomes: Outcomes) -> Rollout:
         rules = [self._delivery_rule(rule, number, outcomes) for number, rule in enumerate(own, 1)]

@@ -134,23 +134,28 @@ def cases(size: Size) -> Iterator[Case]:
 def _timed(case: Case, rounds: int) -> Row:
     ours: list[float] = []
     theirs: list[float] = []
-    # Ours before and after theirs: it is over so soon that a bad moment of the machine would be all of it.
-    sides = (
-        [(case.ours, ours)] if case.theirs is None else [(case.ours, ours), (case.theirs, theirs), (case.ours, ours)]
-    )
-    for step, _ in sides:
-        step()  # caches fill, code specialises
+
+    def once(step: Callable[[], Any]) -> float:
+        gc.collect()
+        start = time.process_time()
+        for _ in range(case.calls):
+            step()
+        return (time.process_time() - start) / (case.calls * case.operations) * 1e6
+
+    for step in (case.ours, case.theirs):
+        if step is not None:
+            step()  # caches fill, code specialises
     gc.collect()
     gc.freeze()  # or each collection between rounds looks through all of the case
     gc.disable()
     try:
         for _ in range(rounds):
-            for step, taken in sides:
-                gc.collect()
-                start = time.process_time()
-                for _ in range(case.calls):
-                    step()
-                taken.append((time.process_time() - start) / (case.calls * case.operations) * 1e6)
+            taken = once(case.ours)
+            if case.theirs is not None:
+                theirs.append(once(case.theirs))
+                # Before and after: it is over so soon that a bad moment of the machine would be all of it.
+                taken = (taken + once(case.ours)) / 2
+            ours.append(taken)
     finally:
         gc.enable()
         gc.unfreeze()

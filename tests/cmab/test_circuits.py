@@ -21,6 +21,13 @@ LONG = Backoff(0.01, 60.0)
 """Pauses are short; one that finds out and tells nobody is overdue only after the test."""
 
 
+NEVER = Backoff(60.0, 60.0)
+
+
+def circuits_of(backoff: Backoff, *, overdue: float = 60.0, most_probes: int = 10) -> Circuits:
+    return Circuits(backoff, overdue=overdue, most_probes=most_probes)
+
+
 async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(10):
         while not await condition():  # noqa: ASYNC110 - pauses of the client's own
@@ -78,7 +85,7 @@ async def test_one_rules_fault_is_no_others(stand_ins: StandIns) -> None:
 @pytest.mark.asyncio
 async def test_who_is_never_asked_says_nothing_of_the_service(stand_ins: StandIns) -> None:
     stand_ins.control("cmab", hold_answers=True)
-    async with opened(stand_ins, backoff=LONG, retries=0, fetch_deadline=0.2, max_in_flight=1) as made:
+    async with opened(stand_ins, backoff=NEVER, retries=0, fetch_deadline=0.2, max_in_flight=1) as made:
         assert await asyncio.gather(*(made.ask(f"user {number}") for number in range(20))) == [None] * 20
         assert made.count("cmab_request_seconds_count") < 5
         assert made.count("cmab_requests_total", outcome="failed") == 20
@@ -90,7 +97,7 @@ async def test_who_is_never_asked_says_nothing_of_the_service(stand_ins: StandIn
 @pytest.mark.asyncio
 async def test_a_deadline_in_a_pause_is_no_further_failure(stand_ins: StandIns) -> None:
     stand_ins.control("cmab", status=503, retry_after=60)
-    async with opened(stand_ins, backoff=LONG, retries=1, request_timeout=60, fetch_deadline=0.5) as made:
+    async with opened(stand_ins, backoff=NEVER, retries=1, request_timeout=60, fetch_deadline=0.5) as made:
         assert await asyncio.gather(*(made.ask(f"user {number}") for number in range(4))) == [None] * 4
         await made.ask("another")
         assert made.count("cmab_request_seconds_count") == 5, "nobody is held after four failures"
@@ -114,15 +121,61 @@ async def test_a_rule_that_is_refused_is_answered(stand_ins: StandIns) -> None:
 
 
 @pytest.mark.asyncio
-async def test_who_was_asked_in_vain_has_failed_and_was_not_held(stand_ins: StandIns) -> None:
-    stand_ins.control("cmab", status=503)
-    async with opened(stand_ins, backoff=LONG, retries=1, max_in_flight=100) as made:
+@pytest.mark.parametrize("back", [True, False])
+async def test_who_was_asked_once_has_all_its_tries(stand_ins: StandIns, back: bool) -> None:
+    stand_ins.control("cmab", **({"fail_next": 50, "fail_status": 503} if back else {"status": 503}))
+    async with opened(stand_ins, retries=1, max_in_flight=100) as made:
         users = [f"user {number}" for number in range(50)]
-        assert await asyncio.gather(*map(made.ask, users)) == [None] * 50
-        asked = stand_ins.ledger("cmab")["requests"]
-        assert asked == 50 + made.count("cmab_requests_total", outcome="retried")
-        assert made.count("cmab_requests_total", outcome="failed") == 50
+        found = await asyncio.gather(*map(made.ask, users))
+        assert sum(one is None for one in found) == (0 if back else 50), "many at once are one blip"
+        assert made.count("cmab_requests_total", outcome="retried") == 50
         assert made.count("cmab_requests_total", outcome="held") == 0
+
+
+@pytest.mark.asyncio
+async def test_who_is_held_waits_for_no_slot(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", rule_status={ILL: 503})
+    async with opened(stand_ins, backoff=NEVER, retries=0, fetch_deadline=60, max_in_flight=1) as made:
+        await _fail(made, ILL)
+        stand_ins.control("cmab", hold_answers=True)
+        slow = asyncio.ensure_future(made.ask("slow", WELL))
+        await until(lambda: stand_ins.ledger("cmab")["requests"] == 6)
+        async with asyncio.timeout(5):
+            assert await made.ask("another", ILL) == {ILL: None}
+        stand_ins.control("cmab", hold_answers=False)
+        assert (await slow)[WELL] is not None
+
+
+def test_one_at_a_time_finds_out_until_it_is_overdue_and_few_of_all_rules() -> None:
+    kept = circuits_of(Backoff(0.0, 0.0), overdue=60.0, most_probes=2)
+    for rule in "abc":
+        assert not kept.probes(rule)
+        for _ in range(5):
+            kept.failed(rule, probed=False)
+    assert (kept.probes("a"), kept.holds("a"), kept.holds("b")) == (True, True, False)
+    assert (kept.probes("b"), kept.holds("c")) == (True, True), "half of the slots are for others"
+    kept.probed()
+    assert (kept.holds("c"), kept.holds("a")) == (False, True)
+    kept.failed("a", probed=True)
+    assert not kept.holds("a")
+
+
+@pytest.mark.asyncio
+async def test_one_that_is_overdue_is_not_waited_for() -> None:
+    kept = circuits_of(Backoff(0.0, 0.0), overdue=0.05)
+    for _ in range(5):
+        kept.failed(ILL, probed=False)
+    assert kept.probes(ILL)
+    assert kept.holds(ILL)
+    await until(lambda: not kept.holds(ILL))
+
+
+@pytest.mark.asyncio
+async def test_whoever_finds_out_makes_room_for_the_next(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", status=503)
+    async with opened(stand_ins, backoff=Backoff(0.0, 0.0), retries=0, max_in_flight=2) as made:
+        await _fail(made, WELL, times=30)
+        assert made.count("cmab_requests_total", outcome="held") == 0, "each found out, one after another"
 
 
 @pytest.mark.asyncio
@@ -164,7 +217,7 @@ async def test_nonsense_is_an_answer_also_to_who_finds_out(stand_ins: StandIns) 
 
 @pytest.mark.asyncio
 async def test_those_that_were_asked_before_it_opened_make_no_pause_longer() -> None:
-    kept = Circuits(LONG)
+    kept = circuits_of(LONG)
     for _ in range(100):
         kept.failed(WELL, probed=False)
     assert kept.holds(WELL)
@@ -173,7 +226,7 @@ async def test_those_that_were_asked_before_it_opened_make_no_pause_longer() -> 
 
 def test_no_more_than_a_thousand_rules_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(circuits, "_MOST_RULES", 3)
-    kept = Circuits(Backoff(60.0, 60.0))
+    kept = circuits_of(NEVER)
     for rule in "abcad":
         for _ in range(5):
             kept.failed(rule, probed=False)
@@ -181,7 +234,7 @@ def test_no_more_than_a_thousand_rules_are_remembered(monkeypatch: pytest.Monkey
 
 
 def test_what_was_told_is_told_to_be_over_and_nothing_else() -> None:
-    kept = Circuits(Backoff(60.0, 60.0))
+    kept = circuits_of(NEVER)
     with capture_logs() as logs:
         kept.tell("a", "HTTP 404")
         for rule in "ab":
@@ -189,17 +242,17 @@ def test_what_was_told_is_told_to_be_over_and_nothing_else() -> None:
                 kept.failed(rule, probed=False)
             kept.tell(rule, "HTTP 503")
         for rule in "ab":
-            kept.answered(rule)
+            kept.answered(rule, well=True)
     assert [(one["event"].split()[0], one["rule"]) for one in logs] == [("predictions", "a")], (
         "b is no news, nor its end"
     )
-    kept = Circuits(Backoff(60.0, 60.0))
+    kept = circuits_of(NEVER)
     with capture_logs() as logs:
         for _ in range(5):
             kept.failed("a", probed=False)
         kept.tell("a", "HTTP 503")
-        kept.answered("a")
-        kept.answered("a")
+        kept.answered("a", well=True)
+        kept.answered("a", well=True)
     assert [one["event"] for one in logs] == [
         "predictions fail: decisions that need one are errors", "predictions are back",
     ]  # fmt: skip

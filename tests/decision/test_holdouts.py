@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tracemalloc
 
+import pytest
+
 from tests.decision.projects import Json, answered, decided, flag, project, request, rule, variation
 
 HELD = variation("$opt_dummy_variation_id", "held", enabled=False)
@@ -64,14 +66,17 @@ def test_a_local_holdout_of_no_rule_that_there_is_stops_nothing() -> None:
     assert decided(project(featureFlags=[flag("f")], localHoldouts=[loose]), "f")["ruleKey"] == ""
 
 
-def test_a_holdout_takes_no_memory_for_flags_nobody_asked_for() -> None:
-    flags = [flag(f"f{number}") for number in range(200)]
+@pytest.mark.parametrize("section", ["holdouts", "localHoldouts"])
+def test_a_holdout_takes_no_memory_for_each_flag_and_rule(section: str) -> None:
+    experiments = [rule(str(number), f"e{number}", variation(f"9{number}", "on")) for number in range(1000, 1200)]
+    rule_ids = [one["id"] for one in experiments]
+    flags = [flag(f"f{number}", one) for number, one in enumerate(experiments)]
 
     def kept(holdouts: int) -> int:
-        listed = [holdout(str(number), audienceIds=["11"]) for number in range(holdouts)]
+        listed = [holdout(str(number), audienceIds=["11"], includedRules=rule_ids) for number in range(holdouts)]
         tracemalloc.start()
         try:
-            config = project(featureFlags=flags, holdouts=listed)
+            config = project(featureFlags=flags, experiments=experiments, **{section: listed})
             taken, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
