@@ -233,6 +233,17 @@ def test_no_more_than_a_thousand_rules_are_remembered(monkeypatch: pytest.Monkey
     assert [kept.holds(rule) for rule in "abcd"] == [True, False, True, True], "the one that failed longest ago"
 
 
+def test_a_refusal_ends_an_outage_and_is_no_good_news() -> None:
+    kept = circuits_of(NEVER)
+    with capture_logs() as logs:
+        for _ in range(5):
+            kept.failed("a", probed=False)
+        kept.tell("a", "HTTP 503")
+        kept.answered("a", well=False)
+    assert not kept.holds("a")
+    assert [one["event"] for one in logs] == ["predictions fail: decisions that need one are errors"]
+
+
 def test_what_was_told_is_told_to_be_over_and_nothing_else() -> None:
     kept = circuits_of(NEVER)
     with capture_logs() as logs:
