@@ -284,7 +284,10 @@ class CmabSettings(Section):
     retries: int = Field(1, ge=0, le=10, description="How often a request that failed is repeated.")
     cache_size: int = Field(10_000, ge=0, description="Predictions remembered, by user and rule (process); 0: none.")
     cache_timeout: float = Field(1800, ge=0, description="How long a prediction is remembered; 0: for ever.")
-    max_in_flight: Count = Field(64, description="Most prediction requests under way at once (process).")
+    max_in_flight: Count = Field(
+        64,
+        description="Most prediction requests under way at once (process), half of them for rules in an outage.",
+    )
     max_waiting: Count = Field(
         10_000,
         description="Most predictions waited for; a decision that needs one more is an error (process). "
