@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import urllib.request
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -51,13 +52,11 @@ def _base() -> int:
         base = free_port()
         if base > 65_000:
             continue
-        try:
-            sockets = [socket.create_server(("127.0.0.1", base + place)) for place in range(5)]
-        except OSError:
-            continue
-        for each in sockets:
-            each.close()
-        return base
+        # Those that could be had are closed, also where the next could not.
+        with suppress(OSError), ExitStack() as sockets:
+            for place in range(5):
+                sockets.enter_context(socket.create_server(("127.0.0.1", base + place)))
+            return base
 
 
 def test_its_ports_can_be_chosen_and_one_in_use_is_told(pipeline: Callable[..., Terminal]) -> None:
