@@ -19,7 +19,15 @@ from typing import Self
 
 from pipeline.errors import StartFailed
 from pipeline.sandbox.kafka_jars import ensure_downloaded
-from pipeline.sandbox.processes import ANOTHER_DISK, Guarded, free_port, how_it_ended, temporary_directory, until
+from pipeline.sandbox.processes import (
+    ANOTHER_DISK,
+    Guarded,
+    free_port,
+    how_it_ended,
+    temporary_directory,
+    undisturbed,
+    until,
+)
 
 FAST_START: tuple[str, ...] = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 """JVM flags: the quick compiler alone saves a third of the start and the second core."""
@@ -183,7 +191,8 @@ class LocalKafka:
 
     def _prepared_home(self) -> Path:
         if self._home is None:
-            self._home = self._directory or temporary_directory("kafka")
+            with undisturbed():
+                self._home = self._directory or temporary_directory("kafka")
             self._home.mkdir(parents=True, exist_ok=True)
         # A broker whose disk is full says so in its log only, and ends in the middle of whatever it was asked.
         free = shutil.disk_usage(self._home).free

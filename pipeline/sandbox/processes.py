@@ -56,7 +56,7 @@ class Guarded:
         self.log = log
         self._guard: subprocess.Popen[bytes] | None = None
         try:
-            with _undisturbed():
+            with undisturbed():
                 self.pid = self._started(command, environment, remove)
         except KeyboardInterrupt:
             # It may have been started, and nobody else will know of it.
@@ -135,8 +135,8 @@ class Guarded:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A signal that has a handler waits until the end: a process must be known before it can be ended."""
+def undisturbed() -> Iterator[None]:
+    """A signal that has a handler waits until the end: what was made must be known before it can be removed."""
     came: list[int] = []
     before: dict[signal.Signals, Any] = {}
     try:
@@ -221,11 +221,12 @@ class StandIns:
         """
         self._wanted_ports = ports
         self._arguments = arguments
-        self.directory = temporary_directory("stand-ins")
-        """Of this process's run alone; it is removed at the end, whatever that is."""
+        self._directory: Path | None = None
         self._processes: dict[Service, Guarded] = {}
         self._ports: dict[Service, int] = {}
         try:
+            with undisturbed():
+                self._directory = temporary_directory("stand-ins")
             others = [service for service in services if service != "cdn"]
             self._start(others)
             if "cdn" in services:
@@ -241,6 +242,12 @@ class StandIns:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.stop()
+
+    @property
+    def directory(self) -> Path:
+        """Of this process's run alone; it is removed at the end, whatever that is."""
+        assert self._directory is not None
+        return self._directory
 
     @property
     def services(self) -> tuple[Service, ...]:
@@ -289,7 +296,8 @@ class StandIns:
         """End them; what they counted is gone."""
         for process in self._processes.values():
             process.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     def _start(self, services: Sequence[Service]) -> None:
         for service in services:

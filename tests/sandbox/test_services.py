@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StartFailed
+from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.processes import StandIns, free_port
 from pipeline.sandbox.worker import Worker
 from tests.sandbox.terminal import Terminal, descendants, is_stand_in, paste_example
@@ -81,6 +82,25 @@ def test_without_a_place_for_temporary_files_it_says_so(monkeypatch: pytest.Monk
     told = r"^no temporary directory can be made: No such file or directory\. Free some room, or set TMPDIR to "
     with pytest.raises(StartFailed, match=told):
         StandIns(["logx"])
+
+
+@pytest.mark.parametrize(
+    "start", [lambda: StandIns(["logx"]), lambda: LocalKafka().start()], ids=["stand-ins", "kafka"]
+)
+def test_an_interrupt_while_its_directory_is_made_leaves_none(
+    start: Callable[[], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = tempfile.mkdtemp
+
+    def interrupted(prefix: str) -> str:
+        made = make(prefix=prefix, dir=tmp_path)
+        signal.raise_signal(signal.SIGINT)
+        return made
+
+    monkeypatch.setattr(tempfile, "mkdtemp", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sigterm_ends_it_like_ctrl_c(pipeline: Callable[..., Terminal]) -> None:
