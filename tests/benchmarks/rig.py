@@ -25,7 +25,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from pipeline.sandbox.kafka import LocalKafka
-from pipeline.sandbox.processes import Guarded, StandIns, temporary_directory, until
+from pipeline.sandbox.processes import Guarded, StandIns, temporary_directory, undisturbed, until
 from tests.benchmarks.loads import cold_people
 from tests.benchmarks.machine import MEASURED, OTHERS, pin, usage
 
@@ -88,8 +88,9 @@ class Rig:
             self.stand_ins = self._stack.enter_context(StandIns(("cdn", "odp"), arguments={"odp": ["--fast"]}))
             self.stand_ins.control("odp", users=cold_people())
             # Made right before the first process that removes it should this one die.
-            self.directory = temporary_directory("bench")
-            self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
+            with undisturbed():
+                self.directory = temporary_directory("bench")
+                self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
             self._sink = self._process("sink", [sys.executable, "-m", "tests.benchmarks.sink"], None)
             self._stack.callback(self._sink.close)
             until(lambda: self._sink.log.read_bytes().endswith(b"}\n"), timeout=10, what="the sink")
