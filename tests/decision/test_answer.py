@@ -129,6 +129,7 @@ def test_a_flag_without_a_decision_is_tracked_where_the_project_sends_all() -> N
         ("", "007", "1", "007"),
         ("default-9", "$opt_v", "default-9", None),
         ("90", "\u0661", "90", None),  # a digit, but not an ASCII one
+        ("90", "a1", "90", None),
         ("90", "", "90", None),
     ],
 )

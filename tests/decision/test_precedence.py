@@ -186,13 +186,6 @@ def test_rules_of_one_id_give_what_the_last_gives_under_the_name_of_their_own_ro
     assert decided(nameless, "f")["ruleKey"] == "", "the last one gives nobody anything"
 
 
-@pytest.mark.parametrize(("variation_id", "sent"), [("101", "101"), ("a1", None), ("$1", None), ("²", None)])
-def test_an_id_that_is_no_number_is_not_sent(variation_id: str, sent: str | None) -> None:
-    config = with_rules(rule("1", "e", variation(variation_id, "on")))
-    (impression,) = answered(config, request("f"))["tracking"]["impressions"]
-    assert impression["variationId"] == sent
-
-
 def test_nobody_is_in_a_variation_without_an_id() -> None:
     nameless = variation("", "nameless")
     assert decided(with_rules(rule("1", "e", nameless)), "f")["ruleKey"] == "default-r"
