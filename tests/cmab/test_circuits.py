@@ -28,6 +28,11 @@ def circuits_of(backoff: Backoff, *, overdue: float = 60.0, most_probes: int = 1
     return Circuits(backoff, overdue=overdue, most_probes=most_probes)
 
 
+def open_circuit(kept: Circuits, rule: str) -> None:
+    for _ in range(5):
+        kept.failed(rule, probed=False)
+
+
 async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(10):
         while not await condition():  # noqa: ASYNC110 - pauses of the client's own
@@ -150,8 +155,7 @@ def test_one_at_a_time_finds_out_until_it_is_overdue_and_few_of_all_rules() -> N
     kept = circuits_of(Backoff(0.0, 0.0), overdue=60.0, most_probes=2)
     for rule in "abc":
         assert not kept.probes(rule)
-        for _ in range(5):
-            kept.failed(rule, probed=False)
+        open_circuit(kept, rule)
     assert (kept.probes("a"), kept.holds("a"), kept.holds("b")) == (True, True, False)
     assert (kept.probes("b"), kept.holds("c")) == (True, True), "half of the slots are for others"
     kept.probed()
@@ -163,8 +167,7 @@ def test_one_at_a_time_finds_out_until_it_is_overdue_and_few_of_all_rules() -> N
 @pytest.mark.asyncio
 async def test_one_that_is_overdue_is_not_waited_for() -> None:
     kept = circuits_of(Backoff(0.0, 0.0), overdue=0.05)
-    for _ in range(5):
-        kept.failed(ILL, probed=False)
+    open_circuit(kept, ILL)
     assert kept.probes(ILL)
     assert kept.holds(ILL)
     await until(lambda: not kept.holds(ILL))
@@ -228,16 +231,14 @@ def test_no_more_than_a_thousand_rules_are_remembered(monkeypatch: pytest.Monkey
     monkeypatch.setattr(circuits, "_MOST_RULES", 3)
     kept = circuits_of(NEVER)
     for rule in "abcad":
-        for _ in range(5):
-            kept.failed(rule, probed=False)
+        open_circuit(kept, rule)
     assert [kept.holds(rule) for rule in "abcd"] == [True, False, True, True], "the one that failed longest ago"
 
 
 def test_a_refusal_ends_an_outage_and_is_no_good_news() -> None:
     kept = circuits_of(NEVER)
     with capture_logs() as logs:
-        for _ in range(5):
-            kept.failed("a", probed=False)
+        open_circuit(kept, "a")
         kept.tell("a", "HTTP 503")
         kept.answered("a", well=False)
     assert not kept.holds("a")
@@ -249,8 +250,7 @@ def test_what_was_told_is_told_to_be_over_and_nothing_else() -> None:
     with capture_logs() as logs:
         kept.tell("a", "HTTP 404")
         for rule in "ab":
-            for _ in range(5):
-                kept.failed(rule, probed=False)
+            open_circuit(kept, rule)
             kept.tell(rule, "HTTP 503")
         for rule in "ab":
             kept.answered(rule, well=True)
@@ -259,8 +259,7 @@ def test_what_was_told_is_told_to_be_over_and_nothing_else() -> None:
     )
     kept = circuits_of(NEVER)
     with capture_logs() as logs:
-        for _ in range(5):
-            kept.failed("a", probed=False)
+        open_circuit(kept, "a")
         kept.tell("a", "HTTP 503")
         kept.answered("a", well=True)
         kept.answered("a", well=True)
