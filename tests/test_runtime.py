@@ -156,12 +156,13 @@ sys.exit(runtime.run(main, runtime.Fence(20)))
 TWICE = """
 async def main():
     async def stubborn():
+        # Only now: signals are heard, and a cancelled task that never ran would have nothing to clean up.
+        write("ready")
         try:
             await asyncio.sleep(30)
         finally:
             write("stopping")
             await asyncio.sleep(30)
-    write("ready")
     await runtime.until_stopped(stubborn())
     return 0
 sys.exit(runtime.run(main, runtime.Fence(20)))
