@@ -21,7 +21,7 @@ from urllib.parse import quote
 import structlog
 from yarl import URL
 
-from pipeline.datafile.compiling import compiled
+from pipeline.datafile.compiling import compiled, free
 from pipeline.errors import AccessRefused, DatafileRefused, Unavailable, UpstreamError
 from pipeline.limits import Backoff
 from pipeline.messages.words import UNKNOWN_KEY
@@ -150,12 +150,18 @@ class Datafiles:
             was_known = watched.known
             await watched.ask()
             if watched.project is not None:
-                self._projects[watched.key] = watched.project
+                await self._use(watched.key, watched.project)
             self._note_settled()
             if not watched.known:
                 await asyncio.sleep(watched.retry_delay())
             else:
                 await asyncio.sleep(self._interval if was_known else offset)
+
+    async def _use(self, key: str, project: ProjectConfig) -> None:
+        replaced = [self._projects[key]] if key in self._projects else []
+        self._projects[key] = project
+        if replaced and replaced[0] is not project:
+            await asyncio.get_running_loop().run_in_executor(self._thread, free, replaced)
 
     def _note_settled(self) -> None:
         if all(watched.known for watched in self._watched.values()):

@@ -125,14 +125,13 @@ async def _swapped(stand_ins: StandIns, octets: int, swaps: int) -> dict[str, An
 
 
 async def _one(stand_ins: StandIns, datafiles: Datafiles, lateness: _Lateness, revision: bytes) -> float:
-    before = datafiles.project(PRODUCTION)
+    wanted = orjson.loads(revision)["revision"]
     await asyncio.to_thread(stand_ins.put_datafile, PRODUCTION, revision)
     lateness.take()
     async with asyncio.timeout(_SWAP_SECONDS):
-        while datafiles.project(PRODUCTION) is before:  # noqa: ASYNC110 - the poller tells nobody
+        while datafiles.status()[0].revision != wanted:  # noqa: ASYNC110 - the poller tells nobody
             await asyncio.sleep(_TICK_SECONDS)
     # What the old one leaves behind is freed now.
-    del before
     await asyncio.sleep(0.2)
     return lateness.take()
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -151,3 +154,35 @@ async def test_a_compilation_waits_for_nobody_else_who_uses_threads() -> None:
     finally:
         go_on.set()
         await held
+
+
+@pytest.mark.asyncio
+async def test_what_is_replaced_is_freed_where_it_was_made() -> None:
+    freed: list[str] = []
+
+    def watched(raw: bytes) -> ProjectConfig:
+        project = compile_small(raw)
+        weakref.finalize(project.flags["flag"], lambda: freed.append(threading.current_thread().name))
+        return project
+
+    shelf = Shelf(small("42"))
+    async with bench(shelf, compile=watched) as b:
+        await b.settled()
+        shelf.body = small("43")
+        await until(lambda: freed != [])
+        assert b.revision() == "43"
+        assert [name.partition("_")[0] for name in freed] == ["datafiles"]
+
+
+@pytest.mark.parametrize("raw", [RAW, b"{"], ids=["taken", "refused"])
+def test_meanwhile_the_loop_has_its_turn_soon(raw: bytes) -> None:
+    before, meanwhile = sys.getswitchinterval(), []
+
+    def noting(raw: bytes) -> ProjectConfig:
+        meanwhile.append(sys.getswitchinterval())
+        return compile_datafile(raw)
+
+    with suppress(DatafileRefused):
+        compiled(noting, raw)
+    assert meanwhile == [pytest.approx(0.0005)]
+    assert sys.getswitchinterval() == before == pytest.approx(0.005)

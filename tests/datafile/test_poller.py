@@ -31,6 +31,10 @@ KEY, OTHER = "KZbunNn9bVfBWLpZPq2XC4", "91GuiKYH8ZF1hLLXR7DR1"
 FORBIDDEN = "unable to fetch fresh datafile (consider rechecking SDK key), status code: 403 Forbidden"
 
 
+class Flag:
+    """One that can be seen to go."""
+
+
 @dataclass(frozen=True)
 class Project:
     """What the poller reads of a compiled datafile."""
@@ -38,6 +42,7 @@ class Project:
     account_id: str
     project_id: str
     revision: str
+    flags: dict[str, Flag] = field(default_factory=lambda: {"flag": Flag()})
 
 
 def compile_small(raw: bytes) -> ProjectConfig:
