@@ -8,8 +8,9 @@ Trees deeper than MAX_DEPTH are refused, so that nothing here can exhaust the st
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from pipeline.errors import DatafileRefused
 from pipeline.project.matchers import MATCHERS, Attributes, Segments, Test, unknown
@@ -18,22 +19,19 @@ MAX_DEPTH = 64
 _LEAF_TYPES = ("custom_attribute", "third_party_dimension")
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(msgspec.Struct, frozen=True, gc=False):
     """One condition. `complaint` is what the Agent says of a leaf it cannot read."""
 
     test: Test
     complaint: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(msgspec.Struct, frozen=True, gc=False):
     operator: str
     operands: tuple[Node, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Audience:
+class Audience(msgspec.Struct, frozen=True, gc=False):
     """An audience of the datafile, compiled once however many rules use it."""
 
     id: str
@@ -41,8 +39,7 @@ class Audience:
     test: Test
 
 
-@dataclass(frozen=True, slots=True)
-class MissingAudience:
+class MissingAudience(msgspec.Struct, frozen=True, gc=False):
     id: str
 
 
@@ -79,11 +76,11 @@ def _read(item: object, leaf: Any, where: str, depth: int) -> Node:
         return _UNREADABLE
     # A list that does not begin with an operator is an `or` of all it holds, the first included.
     operator, operands = (item[0], item[1:]) if item[0] in ("and", "or", "not") else ("or", item)
-    return Operation(operator, tuple(_read(operand, leaf, where, depth + 1) for operand in operands))
+    return Operation(operator, tuple([_read(operand, leaf, where, depth + 1) for operand in operands]))
 
 
 def _read_leaf(fields: dict[str, Any], segments: list[str]) -> Node:
-    name, kind, match, value = (fields.get(field) for field in ("name", "type", "match", "value"))
+    name, kind, match, value = fields.get("name"), fields.get("type"), fields.get("match"), fields.get("value")
     if match == "qualified" and isinstance(value, str) and value:
         segments.append(value)
     if kind not in _LEAF_TYPES:
@@ -101,12 +98,11 @@ def _shown(value: object) -> str:
 
 def compile_tree(node: Node) -> Test:
     """One closure for the whole tree. An `and` or `or` of one operand is that operand."""
-    match node:
-        case Leaf() | Audience():
-            return node.test
-        case MissingAudience():
-            return unknown
-    tests = tuple(compile_tree(operand) for operand in node.operands)
+    if isinstance(node, (Leaf, Audience)):
+        return node.test
+    if isinstance(node, MissingAudience):
+        return unknown
+    tests = tuple([compile_tree(operand) for operand in node.operands])
     if node.operator == "not":
         return _negated(tests[0]) if tests else unknown
     if len(tests) == 1:

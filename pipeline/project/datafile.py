@@ -30,7 +30,7 @@ def compile_datafile(raw: bytes) -> ProjectConfig:
     except orjson.JSONDecodeError as error:
         raise DatafileRefused(f"not JSON: {fault_of(raw, error)}") from None
     try:
-        return _checked(Entry(document, ""))
+        return _checked(Entry(document))
     finally:
         free(document)
 

@@ -7,7 +7,8 @@ gives. Immutable, shared by all decisions of a revision. Built by the compiler, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from pipeline.project.allocation import Pick
 from pipeline.project.conditions import Node
@@ -15,8 +16,7 @@ from pipeline.project.matchers import Test
 from pipeline.project.outcomes import Choice, Origin, Outcome, Outcomes, Variation
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What holdouts, experiments and delivery rules have in common. Without `audience` everyone passes."""
 
     id: str
@@ -25,8 +25,7 @@ class Rule:
     conditions: Node | None
 
 
-@dataclass(frozen=True, slots=True)
-class Holdout(Rule):
+class Holdout(Rule, frozen=True, gc=False, kw_only=True):
     """A running holdout, of all flags if it is global, else of single rules."""
 
     pick: Pick[Choice]
@@ -35,8 +34,7 @@ class Holdout(Rule):
     """Users it holds out still get targeted deliveries; the holdout then only counts them."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeliveryRule(Rule):
+class DeliveryRule(Rule, frozen=True, gc=False, kw_only=True):
     pick: Pick[Outcome]
     origin: Origin
     number: int
@@ -44,16 +42,14 @@ class DeliveryRule(Rule):
     holdouts: tuple[Holdout, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(msgspec.Struct, frozen=True, gc=False):
     """Experiments that exclude each other: `pick` gives the id of the one experiment open to a user."""
 
     id: str
     pick: Pick[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Cmab:
+class Cmab(msgspec.Struct, frozen=True, gc=False):
     """A contextual bandit: a prediction chooses the variation. `pick` gives True for users in its traffic."""
 
     pick: Pick[bool]
@@ -62,8 +58,7 @@ class Cmab:
     """Id and key of each attribute that the prediction depends on, as far as the datafile has them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Experiment(Rule):
+class Experiment(Rule, frozen=True, gc=False, kw_only=True):
     pick: Pick[Outcome]
     """The outcome for a bucketing id, as if the experiment were in no group."""
     origin: Origin
@@ -80,16 +75,14 @@ class Experiment(Rule):
     """Running, and nothing but an audience and traffic: without holdouts, whitelist, group and prediction."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rollout:
+class Rollout(msgspec.Struct, frozen=True, gc=False):
     """The delivery rules of a flag. Its last one, for everyone else, is None only where there is no rule at all."""
 
     targeted: tuple[DeliveryRule, ...]
     everyone_else: DeliveryRule | None
 
 
-@dataclass(frozen=True, slots=True)
-class Flag:
+class Flag(msgspec.Struct, frozen=True, gc=False):
     """A feature flag. `rollout` is None where the datafile has no such rollout."""
 
     id: str

@@ -116,7 +116,7 @@ class Outcomes:
 
     def nothing(self) -> Outcome:
         """No rule gave a variation. Its impression is a rollout's, as in the SDKs."""
-        return self.of(write_choice(Origin(ROLLOUT), None))
+        return self.of(_NO_RULE)
 
     def failure(self, reason: str) -> Outcome:
         """The flag could not be decided."""
@@ -143,8 +143,11 @@ def write_choice(origin: Origin, variation: Variation | None) -> Choice:
         "enabled": variation is not None and variation.enabled,
         "ruleKey": origin.key,
     }
-    sent, unsent = (_closing(origin, variation, dispatched=dispatched) for dispatched in (True, False))
-    return Choice(origin, variation, orjson.dumps(fields)[:-1], sent, unsent, _impression(origin, variation))
+    closing = _closing(origin, variation)
+    return Choice(
+        origin, variation, orjson.dumps(fields)[:-1], closing + b"true}", closing + b"false}",
+        _impression(origin, variation),
+    )  # fmt: skip
 
 
 def unknown_flag(flag_key: str) -> tuple[bytes, bytes]:
@@ -157,16 +160,16 @@ def _opening(choice: Choice, flag_key: bytes) -> bytes:
     return choice.opening + b',"flagKey":' + flag_key + b',"userContext":'
 
 
-def _closing(origin: Origin, variation: Variation | None, *, dispatched: bool) -> bytes:
+def _closing(origin: Origin, variation: Variation | None) -> bytes:
+    """What ends a decision, up to whether its impression is sent."""
     everyone_else = origin.kind == ROLLOUT and origin.key == origin.id and origin.key.startswith("default-")
     fields = {
         "isEveryoneElseVariation": everyone_else,
         "experimentId": origin.id,
         "variationId": variation.id if variation else "",
         "ruleType": origin.kind,
-        "decisionEventDispatched": dispatched,
     }
-    return b"," + orjson.dumps(fields)[1:]
+    return b"," + orjson.dumps(fields)[1:-1] + b',"decisionEventDispatched":'
 
 
 def _plain(values: Values, closing: bytes) -> bytes:
@@ -195,3 +198,4 @@ def _impression(origin: Origin, variation: Variation | None) -> bytes:
 
 
 _NOTHING = write_choice(Origin(""), None)
+_NO_RULE = write_choice(Origin(ROLLOUT), None)

@@ -49,7 +49,7 @@ def test_a_flag_that_nothing_decides_names_nothing() -> None:
 
 def test_a_range_without_an_end_or_an_entity_reaches_nobody() -> None:
     parts = [{"entityId": "101"}, {"endOfRange": 5}, {"entityId": "102", "endOfRange": None}, {}]
-    assert read_ranges(Entry({"trafficAllocation": parts}, "")) == [(0, "101"), (5, ""), (0, "102"), (0, "")]
+    assert read_ranges(Entry({"trafficAllocation": parts})) == [(0, "101"), (5, ""), (0, "102"), (0, "")]
 
 
 def test_of_a_version_nobody_knows_the_beginning_is_told() -> None:
