@@ -136,11 +136,12 @@ class Worker:
         max_bytes = int(kafka.max_record_bytes)
         if role == "decide":
             facts = FactSource(
-                datafiles=self.datafiles, segments=self.segments, profiles=self.profiles, predictions=self.predictions
-            )
+                datafiles=self.datafiles, segments=self.segments, profiles=self.profiles,
+                predictions=self.predictions, max_result_bytes=max_result_bytes,
+            )  # fmt: skip
             decider = self.decider = Decider(
                 datafiles=self.datafiles, facts=facts, settings=settings.decide,
-                max_record_bytes=max_bytes, max_result_bytes=max_result_bytes, metrics=self.metrics,
+                max_record_bytes=max_bytes, metrics=self.metrics,
             )  # fmt: skip
             return RoleSpec(
                 role, topics, kafka.window_records, handler=lambda _: decider.handler(), weight=_DECIDE_WEIGHT

@@ -42,7 +42,6 @@ class Decider:
         facts: FactSource,
         settings: DecideSettings,
         max_record_bytes: int,
-        max_result_bytes: int,
         metrics: Metrics,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -51,7 +50,7 @@ class Decider:
         self.may_stick = facts.keeps_profiles
         self.tasks: set[asyncio.Task[None]] = set()
         self.max_record_bytes = max_record_bytes
-        self.max_result_bytes = max_result_bytes
+        self.max_result_bytes = facts.max_result_bytes
         self.now = now
         self.max_age_ms = int(settings.max_age * 1000)
         self.may_expire = bool(self.max_age_ms)

@@ -30,12 +30,14 @@ class FactSource:
     """Of the process, for all its SDK keys."""
 
     def __init__(
-        self, *, datafiles: Datafiles, segments: Segments, profiles: Profiles | None, predictions: Predictions
-    ) -> None:
+        self, *, datafiles: Datafiles, segments: Segments, profiles: Profiles | None, predictions: Predictions,
+        max_result_bytes: int,
+    ) -> None:  # fmt: skip
         self._datafiles = datafiles
         self._segments = segments
         self._profiles = profiles
         self._predictions = predictions
+        self.max_result_bytes = max_result_bytes
         self._slots = asyncio.Semaphore(_MOST_SAVED)
 
     def count_hits(self) -> None:
@@ -48,6 +50,10 @@ class FactSource:
     def is_sticky(self, request: DecideRequest) -> bool:
         """Whether the user's profile has a say."""
         return self._profiles is not None and IGNORE_PROFILE not in request.options
+
+    def teaches(self, found: Answer) -> bool:
+        """Whether something is to be saved before the result is sent. One that is too large never is: nobody got it."""
+        return bool(found.learned) and len(found.value) <= self.max_result_bytes
 
     def known_segments(self, account: OdpIntegration, request: DecideRequest) -> frozenset[str] | None:
         """The user's segments, if they need not be waited for."""
@@ -85,7 +91,7 @@ class FactSource:
                 # One that failed refers to this frame by its error's traceback, and would be a cycle with it.
                 del segments
         found, facts = await self._decided(request, facts, chunk, source, timestamp)
-        if not found.learned:
+        if not self.teaches(found):
             return None if chunk.abandoned else found.value
         del found
         async with self._slots:

@@ -102,7 +102,7 @@ class Sticky:
             found = self.by_profile(pending, project, profile)
             if found is None:
                 continue
-            if found.learned:
+            if found.learned and self._facts.teaches(found):
                 learned.append((pending, {**(profile or {}), **found.learned}, found.value))
                 continue
             answered.append((pending[2].user_id, profile))

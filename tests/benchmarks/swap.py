@@ -152,10 +152,11 @@ def _odp() -> OdpSettings:
 
 def _handler(transport: Transport, datafiles: Datafiles, segments: Segments, metrics: Metrics) -> DecideHandler:
     predictions = Predictions(transport=transport, settings=CmabSettings(), metrics=metrics)
-    facts = FactSource(datafiles=datafiles, segments=segments, profiles=None, predictions=predictions)
+    facts = FactSource(
+        datafiles=datafiles, segments=segments, profiles=None, predictions=predictions, max_result_bytes=10**6
+    )
     decider = Decider(
-        datafiles=datafiles, facts=facts, settings=DecideSettings(), max_record_bytes=10**6, max_result_bytes=10**6,
-        metrics=metrics,
+        datafiles=datafiles, facts=facts, settings=DecideSettings(), max_record_bytes=10**6, metrics=metrics
     )  # fmt: skip
     return decider.handler()
 

@@ -75,10 +75,13 @@ class Bench:
         self.now = NOW_MS / 1000
         self.datafiles = Loaded(projects or {PRODUCTION: PRODUCTION_PROJECT})
         predictions = Predictions(transport=Transport(), settings=CmabSettings(), metrics=self.metrics)
-        facts = FactSource(datafiles=self.datafiles, segments=self.segments, profiles=profiles, predictions=predictions)
+        facts = FactSource(
+            datafiles=self.datafiles, segments=self.segments, profiles=profiles, predictions=predictions,
+            max_result_bytes=max_bytes,
+        )  # fmt: skip
         decider = Decider(
             datafiles=self.datafiles, facts=facts, settings=DecideSettings(**settings),
-            max_record_bytes=max_bytes, max_result_bytes=max_bytes, metrics=self.metrics, now=lambda: self.now,
+            max_record_bytes=max_bytes, metrics=self.metrics, now=lambda: self.now,
         )  # fmt: skip
         self.log: list[Result] = []
         self.handler: DecideHandler = decider.handler()

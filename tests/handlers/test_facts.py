@@ -77,7 +77,10 @@ class Logged(list[Result]):
 class Bench:
     """One partition's handler with profiles, and the prediction service on a real socket."""
 
-    def __init__(self, transport: Transport, stand_ins: StandIns, *, sticky: bool = True, **fields: Any) -> None:
+    def __init__(
+        self, transport: Transport, stand_ins: StandIns, *, sticky: bool = True, max_result_bytes: int = 10**6,
+        **fields: Any,
+    ) -> None:  # fmt: skip
         self.happened: list[str] = []
         self.book = Book(self.happened)
         self.segments = Told()
@@ -89,11 +92,11 @@ class Bench:
         )  # fmt: skip
         facts = FactSource(
             datafiles=self.datafiles, segments=self.segments, profiles=self.book if sticky else None,
-            predictions=self.predictions,
+            predictions=self.predictions, max_result_bytes=max_result_bytes,
         )  # fmt: skip
         self.decider = Decider(
             datafiles=self.datafiles, facts=facts, settings=DecideSettings(), max_record_bytes=10**6,
-            max_result_bytes=10**6, metrics=self.metrics,
+            metrics=self.metrics,
         )  # fmt: skip
         self.log = Logged(self.happened)
         self.handler: DecideHandler = self.decider.handler()
@@ -154,6 +157,20 @@ async def test_what_a_profile_says_is_decided(stand_ins: StandIns) -> None:
         chunk = bench.chunk(body("c", "cid"))
         await until(lambda: chunk.settled == 1)
         assert bench.book.kept["cid"] == {"99": "kept too", "10": bench.decision("c")["variationId"]}
+        await bench.close()
+
+
+@pytest.mark.parametrize("keys", [["kept"], ["kept", "chosen"]], ids=["profile", "profile and prediction"])
+async def test_of_a_result_too_large_to_send_nothing_is_saved(stand_ins: StandIns, keys: list[str]) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins, max_result_bytes=5000)
+        large = body("a", userAttributes={"text": "x" * 5000}) | {"keys": keys}
+        chunk = bench.chunk(large, body("b"), large | {"userId": "bob"})
+        await until(lambda: chunk.settled + len(chunk.reasons) == 3)
+        assert chunk.reasons == ["result_too_large"] * 2
+        # Whoever stands behind it learns for itself.
+        assert [one for one in bench.happened if not one.startswith("lookup")] == ["save ada", "result b"]
+        assert bench.book.kept == {"ada": {"10": bench.decision("b")["variationId"]}}
         await bench.close()
 
 
