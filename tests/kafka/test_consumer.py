@@ -211,6 +211,21 @@ async def test_an_idle_partition_does_not_lag_behind_markers_of_transactions(kaf
 
 
 @pytest.mark.asyncio
+async def test_a_member_that_polls_is_not_said_to_be_silent(kafka: Broker, topics: TopicMaker) -> None:
+    own = await topics(partitions=1)
+    settings = kafka_settings(kafka, group_id=own.decide_requests)
+    async with member(settings, own, lambda _: Echo(), partitions=1) as one:
+        await asyncio.wait_for(one.consumer.assigned.wait(), 20)
+        before = one.consumer.polled_at
+        await produce(kafka, own.decide_requests, numbered(1, 1))
+        await read(kafka, own.decide_results, 1, count=1)
+        assert one.consumer.polled_at > before
+        silence = 60 + settings.rebalance_timeout
+        assert one.consumer.stuck(before + silence, after=60) == []
+        assert len(one.consumer.stuck(one.consumer.polled_at + silence + 1, after=60)) == 1
+
+
+@pytest.mark.asyncio
 async def test_a_member_whose_heartbeats_fail_publishes_nothing_until_they_succeed(
     kafka: Broker, topics: TopicMaker
 ) -> None:
