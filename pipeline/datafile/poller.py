@@ -21,7 +21,7 @@ from urllib.parse import quote
 import structlog
 from yarl import URL
 
-from pipeline.datafile.compiling import compiled, free
+from pipeline.datafile.compiling import compiled, let_go
 from pipeline.errors import AccessRefused, DatafileRefused, Unavailable, UpstreamError
 from pipeline.limits import Backoff
 from pipeline.messages.words import UNKNOWN_KEY
@@ -161,7 +161,7 @@ class Datafiles:
         replaced = [self._projects[key]] if key in self._projects else []
         self._projects[key] = project
         if replaced and replaced[0] is not project:
-            await asyncio.get_running_loop().run_in_executor(self._thread, free, replaced)
+            await asyncio.get_running_loop().run_in_executor(self._thread, let_go, replaced)
 
     def _note_settled(self) -> None:
         if all(watched.known for watched in self._watched.values()):
@@ -193,6 +193,7 @@ class _Watched:
         self._compile, self._clock, self._backoff, self._thread = compile, clock, backoff, thread
         self._validators: Mapping[str, str] = {}
         self._digest = b""
+        self._refused_before: tuple[bytes, str] | None = None
         self._confirmed: float | None = None
         self._failures = 0
         self._retry_after: float | None = None
@@ -249,38 +250,61 @@ class _Watched:
             if self.project is None:
                 raise UpstreamError("HTTP 304 to a question without a condition", status=answer.status)
             return UNCHANGED
-        digest, project = await asyncio.get_running_loop().run_in_executor(self._thread, self._read, answer.body)
+        found = await asyncio.get_running_loop().run_in_executor(self._thread, self._judge, answer.body)
+        digest, project, refusal = found
+        if refusal is not None:
+            self._refused_before = digest, refusal
+            raise DatafileRefused(refusal)
         outcome = UNCHANGED
-        if project is not None and (self.project is None or not self._same(self.project, project)):
+        if project is not None:
             log.info(
                 "datafile taken", sdk_key=self.name, revision=project.revision,
                 replaces=self.project.revision if self.project is not None else None,
             )  # fmt: skip
             self.project = project
+            # Some are refused for what is in use.
+            self._refused_before = None
             outcome = NEW
         self._digest = digest
         self._validators = _validators(answer)
         return outcome
 
-    def _read(self, raw: bytes) -> tuple[bytes, ProjectConfig | None]:
-        """In a thread: the digest of an answer, and the project unless it is the very document in use."""
+    def _judge(self, raw: bytes) -> tuple[bytes, ProjectConfig | None, str | None]:
+        """In a thread: the digest of an answer, the project if it is to be used from now on, why it is refused if so.
+
+        What is not used is let go of here, with the error whose traceback refers to it: the loop would stand still.
+        A document that was judged before is not compiled again, neither the one in use nor the one refused last.
+        """
         digest = blake2b(raw, digest_size=16).digest()
         if digest == self._digest:
-            return digest, None
-        with self._compile_seconds.time():
-            return digest, compiled(self._compile, raw)
+            return digest, None, None
+        if self._refused_before is not None and digest == self._refused_before[0]:
+            return digest, None, self._refused_before[1]
+        try:
+            with self._compile_seconds.time():
+                project = compiled(self._compile, raw)
+        except DatafileRefused as error:
+            return digest, None, str(error)
+        current = self.project
+        refusal = None if current is None else self._objection(current, project)
+        if refusal is None and (current is None or project.revision != current.revision):
+            return digest, project, None
+        # The same revision is not swapped: as for the SDKs, it tells.
+        unused = [project]
+        del project
+        let_go(unused)
+        return digest, None, refusal
 
-    def _same(self, current: ProjectConfig, project: ProjectConfig) -> bool:
-        """Whether nothing is to be swapped: as for the SDKs, the revision tells. Raises DatafileRefused."""
+    def _objection(self, current: ProjectConfig, project: ProjectConfig) -> str | None:
         owner, former = (project.account_id, project.project_id), (current.account_id, current.project_id)
         if owner != former:
-            raise DatafileRefused(f"it is for account and project {owner}, the one in use for {former}")
+            return f"it is for account and project {owner}, the one in use for {former}"
         if _older(project.revision, current.revision) and not self._settings.allow_older_revision:
-            raise DatafileRefused(
+            return (
                 f"revision {project.revision} is older than {current.revision}, which is in use; "
                 "optimizely.allow_older_revision takes it"
             )
-        return project.revision == current.revision
+        return None
 
     def _confirm(self, outcome: str) -> None:
         self._polls[outcome].inc()

@@ -51,8 +51,8 @@ class FactSource:
         """Whether the user's profile has a say."""
         return self._profiles is not None and IGNORE_PROFILE not in request.options
 
-    def teaches(self, found: Answer) -> bool:
-        """Whether something is to be saved before the result is sent. One that is too large never is: nobody got it."""
+    def must_save(self, found: Answer) -> bool:
+        """Whether what was learned is to be saved before the result is sent. One too large never is: nobody got it."""
         return bool(found.learned) and len(found.value) <= self.max_result_bytes
 
     def known_segments(self, account: OdpIntegration, request: DecideRequest) -> frozenset[str] | None:
@@ -91,7 +91,7 @@ class FactSource:
                 # One that failed refers to this frame by its error's traceback, and would be a cycle with it.
                 del segments
         found, facts = await self._decided(request, facts, chunk, source, timestamp)
-        if not self.teaches(found):
+        if not self.must_save(found):
             return None if chunk.abandoned else found.value
         del found
         async with self._slots:
@@ -99,7 +99,8 @@ class FactSource:
             found, facts = await self._decided(request, facts, None, source, timestamp)
             if chunk.abandoned:
                 return None
-            await self.save([(request.user_id, {**(facts.profile or {}), **(found.learned or {})})])
+            if self.must_save(found):
+                await self.save([(request.user_id, {**(facts.profile or {}), **(found.learned or {})})])
             return found.value
 
     async def _decided(
@@ -120,7 +121,10 @@ class FactSource:
             found = answer(project, request, facts, source=source, timestamp=timestamp)
             if not found.wanted:
                 return found, facts
-            told = await self._predictions.ask(request.user_id, found.wanted.values(), options)
+            wanted = found.wanted.values()
+            # A project replaced meanwhile would stay until the answer, and be freed by it in one step.
+            del project, found
+            told = await self._predictions.ask(request.user_id, wanted, options)
             # Once for a request: what was just asked for is not to be forgotten by the next step.
             options = options - FORGETTING
             facts = msgspec.structs.replace(facts, predictions={**(facts.predictions or {}), **told})

@@ -102,7 +102,7 @@ class Sticky:
             found = self.by_profile(pending, project, profile)
             if found is None:
                 continue
-            if found.learned and self._facts.teaches(found):
+            if found.learned and self._facts.must_save(found):
                 learned.append((pending, {**(profile or {}), **found.learned}, found.value))
                 continue
             answered.append((pending[2].user_id, profile))

@@ -16,7 +16,7 @@ from pipeline.project.attributes import EventAttributes
 from pipeline.project.compiler import Compiler
 from pipeline.project.conditions import Audience, compile_tree, read_conditions
 from pipeline.project.config import OdpIntegration, ProjectConfig, Written
-from pipeline.project.document import free, read_document
+from pipeline.project.document import Document
 from pipeline.project.reader import Entry
 
 _VERSION = "4"
@@ -26,13 +26,13 @@ _DEFAULT_REGION = "US"
 def compile_datafile(raw: bytes) -> ProjectConfig:
     """Raises DatafileRefused, and nothing else, for bytes that are not a datafile that can be decided with."""
     try:
-        document = read_document(raw)
+        document = Document(raw)
     except orjson.JSONDecodeError as error:
         raise DatafileRefused(f"not JSON: {fault_of(raw, error)}") from None
     try:
-        return _checked(Entry(document))
+        return _checked(Entry(document.root))
     finally:
-        free(document)
+        document.free()
 
 
 def _checked(document: Entry) -> ProjectConfig:

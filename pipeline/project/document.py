@@ -19,35 +19,55 @@ _LARGE = 50_000
 """Bytes. Up to here a step takes half a millisecond."""
 _LEVELS = 4
 """Down to the single rule of a rollout. Each level is gone through once more to find where its parts end."""
+_BLANK = b" \t\r\n"
 
 
-def read_document(raw: bytes) -> object:
-    """As `orjson.loads`, whose JSONDecodeError it raises. A member hidden by a later one of its name is not read."""
-    try:
-        return _read(raw, _LEVELS)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        # No JSON, or not for both: what it is, and where, only the whole tells.
-        return orjson.loads(raw)
+class Document:
+    """What `orjson.loads` gives, in `root`; it raises orjson.JSONDecodeError for the same bytes, in the same words.
 
+    One that is no JSON is read in one step, to tell what is wrong and where. A part may be as deep as orjson reads.
+    """
 
-def free(document: object) -> None:
-    """Empty a document that only the caller refers to."""
-    if isinstance(document, dict):
-        while document:
-            _free(document.popitem()[1])
+    __slots__ = ("_cut", "root")
 
+    def __init__(self, raw: bytes) -> None:
+        self._cut: list[list[Any] | dict[str, Any]] = []
+        """What was read part by part, the inner before the outer."""
+        if self._read_in_parts(raw):
+            return
+        self._cut.clear()
+        self.root = orjson.loads(raw)
 
-def _read(raw: bytes | msgspec.Raw, levels: int) -> Any:
-    text = memoryview(raw)
-    if levels and len(text) > _LARGE:
-        if text[0] == ord("["):
-            return [_read(part, levels - 1) for part in _LIST.decode(raw)]
-        if text[0] == ord("{"):
-            return {name: _read(part, levels - 1) for name, part in _OBJECT.decode(raw).items()}
-    return orjson.loads(text)
+    def free(self) -> None:
+        """Empty what is large. Nobody else may want it any more."""
+        for container in self._cut:
+            if isinstance(container, list):
+                while container:
+                    container.pop()
+            else:
+                while container:
+                    container.popitem()
 
+    def _read_in_parts(self, raw: bytes) -> bool:
+        try:
+            # A member that a later one of its name hides is skipped, and skipping looks neither at the encoding nor,
+            # which does not matter, at the size of numbers.
+            if not raw.isascii():
+                raw.decode()
+            self.root = self._read(raw.lstrip(_BLANK), _LEVELS)
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            return False
+        return True
 
-def _free(section: object) -> None:
-    if isinstance(section, list):
-        while section:
-            section.pop()
+    def _read(self, raw: bytes | msgspec.Raw, levels: int) -> Any:
+        text = memoryview(raw)
+        if levels and len(text) > _LARGE:
+            if text[0] == ord("["):
+                parts = [self._read(part, levels - 1) for part in _LIST.decode(raw)]
+                self._cut.append(parts)
+                return parts
+            if text[0] == ord("{"):
+                members = {name: self._read(part, levels - 1) for name, part in _OBJECT.decode(raw).items()}
+                self._cut.append(members)
+                return members
+        return orjson.loads(text)

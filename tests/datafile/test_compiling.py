@@ -9,15 +9,16 @@ import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from typing import cast
 
 import pytest
 
-from pipeline.datafile.compiling import compiled
+from pipeline.datafile.compiling import compiled, let_go
 from pipeline.errors import DatafileRefused
 from pipeline.project import ProjectConfig, compile_datafile
+from pipeline.sandbox.processes import until as wait_for
 from tests.benchmarks.project import datafile
-from tests.datafile.test_poller import Shelf, bench, compile_small
+from tests.datafile.test_poller import Flag, Shelf, bench, compile_small
 from tests.datafile.test_poller import datafile as small
 from tests.settled import until
 
@@ -157,32 +158,81 @@ async def test_a_compilation_waits_for_nobody_else_who_uses_threads() -> None:
 
 
 @pytest.mark.asyncio
-async def test_what_is_replaced_is_freed_where_it_was_made() -> None:
-    freed: list[str] = []
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(small("43"), id="replaced"),
+        pytest.param(small("42", more="of the same"), id="the same revision"),
+        pytest.param(small("41"), id="older"),
+        pytest.param(small("43", accountId="another"), id="another account"),
+    ],
+)
+async def test_what_is_not_used_is_freed_where_it_was_made(document: bytes) -> None:
+    made = threading.local()
+    freed: list[bool] = []
 
     def watched(raw: bytes) -> ProjectConfig:
+        made.here = True
         project = compile_small(raw)
-        weakref.finalize(project.flags["flag"], lambda: freed.append(threading.current_thread().name))
+        weakref.finalize(project.flags["flag"], lambda: freed.append(hasattr(made, "here")))
         return project
 
     shelf = Shelf(small("42"))
     async with bench(shelf, compile=watched) as b:
         await b.settled()
-        shelf.body = small("43")
+        shelf.body = document
         await until(lambda: freed != [])
-        assert b.revision() == "43"
-        assert [name.partition("_")[0] for name in freed] == ["datafiles"]
+        assert freed == [True]
 
 
-@pytest.mark.parametrize("raw", [RAW, b"{"], ids=["taken", "refused"])
-def test_meanwhile_the_loop_has_its_turn_soon(raw: bytes) -> None:
-    before, meanwhile = sys.getswitchinterval(), []
+@pytest.mark.asyncio
+async def test_what_the_compiler_refuses_is_freed_where_it_was_made() -> None:
+    made = threading.local()
+    freed: list[bool] = []
 
-    def noting(raw: bytes) -> ProjectConfig:
-        meanwhile.append(sys.getswitchinterval())
-        return compile_datafile(raw)
+    def watched(raw: bytes) -> ProjectConfig:
+        made.here = True
+        half_done = compile_small(raw)
+        weakref.finalize(half_done.flags["flag"], lambda: freed.append(hasattr(made, "here")))
+        raise DatafileRefused("in the middle")
 
-    with suppress(DatafileRefused):
-        compiled(noting, raw)
-    assert meanwhile == [pytest.approx(0.0005)]
-    assert sys.getswitchinterval() == before == pytest.approx(0.005)
+    async with bench(Shelf(small("42")), compile=watched) as b:
+        await until(lambda: b.polls("refused") >= 2)
+    assert freed == [True], "the same again is not compiled again"
+
+
+def test_a_project_is_let_go_flag_by_flag() -> None:
+    gone: list[str] = []
+    project = compile_small(small("42"))
+    flags = cast("dict[str, object]", project.flags)
+    flags.clear()
+    flags.update({key: Flag() for key in "abc"})
+    for key, flag in project.flags.items():
+        weakref.finalize(flag, gone.append, key)
+    projects = [project]
+    del project, flags, flag
+    let_go(projects)
+    # A dictionary that goes at once lets its first one go first.
+    assert (projects, gone) == ([], ["c", "b", "a"])
+
+
+def test_meanwhile_the_loop_has_its_turn_soon_also_where_two_overlap() -> None:
+    wait_for(lambda: sys.getswitchinterval() > 0.004, timeout=20, what="who compiled before")
+    begun, go_on = threading.Event(), threading.Event()
+    meanwhile: list[tuple[float, bool]] = []
+
+    def first(raw: bytes) -> None:
+        meanwhile.append((round(sys.getswitchinterval(), 4), gc.isenabled()))
+        go_on.wait(20)
+        raise DatafileRefused("the first")
+
+    with ThreadPoolExecutor(2) as threads:
+        one = threads.submit(compiled, first, RAW)
+        wait_for(lambda: meanwhile != [], timeout=20, what="the first")
+        two = threads.submit(compiled, lambda _: begun.set(), RAW)
+        assert not begun.wait(0.2), "one at a time"
+        go_on.set()
+        assert isinstance(one.exception(20), DatafileRefused)
+        assert two.exception(20) is None
+    assert meanwhile == [(0.0005, False)]
+    assert (round(sys.getswitchinterval(), 4), gc.isenabled()) == (0.005, True)

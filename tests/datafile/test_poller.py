@@ -262,6 +262,30 @@ async def test_a_bad_datafile_is_refused_and_does_not_stick(bad: bytes) -> None:
 
 
 @pytest.mark.asyncio
+async def test_what_was_refused_is_compiled_once_and_judged_anew_when_another_is_in_use() -> None:
+    compiled: list[str] = []
+
+    def noting(raw: bytes) -> ProjectConfig:
+        project = compile_small(raw)
+        compiled.append(project.revision)
+        return project
+
+    shelf = Shelf(datafile("42"))
+    async with bench(shelf, compile=noting) as b:
+        await b.settled()
+        shelf.body = datafile("41")
+        await until(lambda: b.polls("refused") >= 3)
+        assert compiled == ["42", "41"]
+        assert b.status.error is not None
+        shelf.body = datafile("newest")
+        await until(lambda: b.revision() == "newest")
+        # No number comes before or after a word.
+        shelf.body = datafile("41")
+        await until(lambda: b.revision() == "41")
+        assert compiled == ["42", "41", "newest", "41"]
+
+
+@pytest.mark.asyncio
 async def test_an_older_revision_is_taken_where_that_is_allowed() -> None:
     async with bench(Shelf(datafile("42")), allow_older_revision=True) as b:
         await b.settled()

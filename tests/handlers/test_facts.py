@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -171,6 +172,46 @@ async def test_of_a_result_too_large_to_send_nothing_is_saved(stand_ins: StandIn
         # Whoever stands behind it learns for itself.
         assert [one for one in bench.happened if not one.startswith("lookup")] == ["save ada", "result b"]
         assert bench.book.kept == {"ada": {"10": bench.decision("b")["variationId"]}}
+        await bench.close()
+
+
+async def test_a_result_that_grew_while_it_waited_to_be_saved_is_not_saved(
+    stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.handlers.facts._MOST_SAVED", 1)
+    stand_ins.control("cmab", hold_answers=True)
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins, max_result_bytes=5000)
+        both = {"keys": ["kept", "chosen"]}
+        chunk = bench.chunk(body("a") | both, body("b", "bob") | both)
+        await until(lambda: stand_ins.ledger("cmab")["requests"] == 2)
+        bench.book.gate.clear()
+        stand_ins.control("cmab", hold_answers=False)
+        await until(lambda: any(one.startswith("save") for one in bench.happened))
+        # The other one waits for the slot, and is decided again by what is in use then.
+        await until(lambda: bench.decider.facts._slots.locked() and bool(bench.decider.facts._slots._waiters))
+        text = {"id": "1", "key": "text", "type": "string", "defaultValue": "x" * 5000}
+        large = [flag("kept", STICKY) | {"variables": [text]}, flag("chosen", BANDIT)]
+        bench.datafiles.projects["key"] = bench.project(featureFlags=large)
+        bench.book.gate.set()
+        await until(lambda: chunk.settled + len(chunk.reasons) == 2)
+        assert chunk.reasons == ["result_too_large"]
+        assert len(bench.book.kept) == 1
+        await bench.close()
+
+
+async def test_a_project_that_is_replaced_does_not_stay_for_who_waits_for_a_prediction(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", hold_answers=True)
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        chunk = bench.chunk(body("a", key="chosen"))
+        await until(lambda: stand_ins.ledger("cmab")["requests"] == 1)
+        part = weakref.ref(bench.datafiles.projects["key"].flags["chosen"].experiments[0].pick)
+        assert part() is not None
+        bench.datafiles.projects["key"] = bench.project()
+        assert part() is None
+        stand_ins.control("cmab", hold_answers=False)
+        await until(lambda: chunk.settled == 1)
         await bench.close()
 
 
