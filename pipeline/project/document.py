@@ -33,10 +33,8 @@ class Document:
     def __init__(self, raw: bytes) -> None:
         self._cut: list[list[Any] | dict[str, Any]] = []
         """What was read part by part, the inner before the outer."""
-        if self._read_in_parts(raw):
-            return
-        self._cut.clear()
-        self.root = orjson.loads(raw)
+        if not self._read_in_parts(raw):
+            self.root = orjson.loads(raw)
 
     def free(self) -> None:
         """Empty what is large. Nobody else may want it any more."""
@@ -55,7 +53,7 @@ class Document:
             if not raw.isascii():
                 raw.decode()
             self.root = self._read(raw.lstrip(_BLANK), _LEVELS)
-        except (msgspec.DecodeError, ValueError, RecursionError):
+        except (ValueError, RecursionError):  # the errors of both libraries are ValueErrors
             return False
         return True
 
