@@ -139,7 +139,7 @@ def _due(outcome: Outcome, bypassed: Outcome | None) -> list[bytes]:
     """The impressions owed, in the SDK's order: of a holdout that let the decision through, then its own."""
     due = [outcome.impression] if outcome.tracked else []
     if bypassed is not None and outcome.kind != HOLDOUT and not outcome.failed:
-        due.insert(0, bypassed.impression)
+        return [bypassed.impression, *due]
     return due
 
 

@@ -31,6 +31,12 @@ ACCEPTED: tuple[Accepted, ...] = (
         "a shortcut: what is called asks the same",
     ),
     Accepted(
+        "pipeline/decision/experiments.py",
+        "experiments",
+        "if experiment.plain and unasked: => if False:",
+        "a shortcut: the long way comes down to the same",
+    ),
+    Accepted(
         "pipeline/decision/holdouts.py",
         "_global",
         "if visitor.held is None or visitor.infos is not None: => if True:",
@@ -164,6 +170,43 @@ ACCEPTED: tuple[Accepted, ...] = (
         "parse",
         "build = plus >= 0 and (not prerelease) => build = plus > 0 and (not prerelease)",
         "a text that begins with a plus is no version either way",
+    ),
+    Accepted(
+        "pipeline/project/allocation.py",
+        "compile_allocation",
+        "if ends[0] >= HASHES: => if False:",
+        "a shortcut: the table gives everybody the same",
+    ),
+    Accepted(
+        "pipeline/project/document.py",
+        "",
+        "_LARGE = 50000 => _LARGE = 49999",
+        "how large a step may be is a matter of time; that there is a bound is tested",
+    ),
+    Accepted(
+        "pipeline/project/document.py",
+        "Document._read",
+        "if levels and len(text) > _LARGE: => if levels and len(text) >= _LARGE:",
+        "as above",
+    ),
+    Accepted(
+        "pipeline/project/matchers.py",
+        "",
+        "_VERSIONS_REMEMBERED = 128 => _VERSIONS_REMEMBERED = 127",
+        "how many are remembered is a matter of memory",
+    ),
+    Accepted(
+        "pipeline/project/matchers.py",
+        "",
+        "_LONGEST_REMEMBERED = 128 => _LONGEST_REMEMBERED = 129",
+        "as above: one that is not remembered is compared, with the same verdict",
+    ),
+    Accepted(
+        "pipeline/project/matchers.py",
+        "_version.matcher.test",
+        "…eturn verdict(value) if len(value) <= _LONGEST_REMEMBERED else compared(v…"
+        " => …eturn verdict(value) if len(value) < _LONGEST_REMEMBERED else compared(v…",
+        "as above",
     ),
 )
 
