@@ -13,11 +13,18 @@ HEAD = """
     from pipeline.sandbox.interrupts import Interrupts
     press = signal.raise_signal
 """
+# Whoever runs the tests may have had them ignored: nohup, or a shell that started them in the background.
+HEARD = """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+"""
 
 
 def said(program: str, *before: str) -> tuple[int, str]:
     """Exit code and output, of a process of its own: what it does to signals stays there."""
-    command = [*before, sys.executable, "-c", textwrap.dedent(HEAD) + textwrap.dedent(program)]
+    head = HEAD if before else HEAD + HEARD
+    command = [*before, sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(program)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False)
     return done.returncode, done.stdout + done.stderr
 
