@@ -29,7 +29,7 @@ _one_at_a_time = threading.Lock()
 
 def compiled(compile: Callable[[bytes], _T], raw: bytes) -> _T:  # noqa: A002 - what it does
     """`compile(raw)`, and whatever it raises, without a collection in between."""
-    with _short_turns():
+    with _beside_the_loop():
         # What is garbage now stays for ever. The youngest is looked for; more would hold the loop itself where
         # thousands of requests wait. Requests leave no cycles behind, and revisions are few in the life of a process.
         gc.collect(0)
@@ -48,7 +48,7 @@ def let_go(projects: list[ProjectConfig]) -> None:
 
     Who else refers to one frees it, in one step, when done with it.
     """
-    with _short_turns():
+    with _beside_the_loop():
         while projects:
             flags = list(projects.pop().flags.values())
             while flags:
@@ -56,7 +56,8 @@ def let_go(projects: list[ProjectConfig]) -> None:
 
 
 @contextmanager
-def _short_turns() -> Iterator[None]:
+def _beside_the_loop() -> Iterator[None]:
+    """One thread of the process at a time, and the loop has its turn soon."""
     with _one_at_a_time:
         before = sys.getswitchinterval()
         sys.setswitchinterval(_TURN_SECONDS)

@@ -102,8 +102,8 @@ class Sticky:
             found = self.by_profile(pending, project, profile)
             if found is None:
                 continue
-            if found.learned and self._facts.must_save(found):
-                learned.append((pending, {**(profile or {}), **found.learned}, found.value))
+            if self._facts.must_save(found):
+                learned.append((pending, {**(profile or {}), **(found.learned or {})}, found.value))
                 continue
             answered.append((pending[2].user_id, profile))
             self._line.answered(pending, found.value, results[pending[0]])

@@ -25,6 +25,20 @@ from tests.settled import until
 RAW = datafile(50)
 
 
+class Freed(list[bool]):
+    """Of each project that is gone, whether it went in the thread that made it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made = threading.local()
+
+    def watched(self, project: ProjectConfig) -> ProjectConfig:
+        """The project, which was made in this thread."""
+        self._made.here = True
+        weakref.finalize(project.flags["flag"], lambda: self.append(hasattr(self._made, "here")))
+        return project
+
+
 @pytest.fixture(autouse=True)
 def _enabled() -> Iterator[None]:
     gc.enable()
@@ -168,17 +182,9 @@ async def test_a_compilation_waits_for_nobody_else_who_uses_threads() -> None:
     ],
 )
 async def test_what_is_not_used_is_freed_where_it_was_made(document: bytes) -> None:
-    made = threading.local()
-    freed: list[bool] = []
-
-    def watched(raw: bytes) -> ProjectConfig:
-        made.here = True
-        project = compile_small(raw)
-        weakref.finalize(project.flags["flag"], lambda: freed.append(hasattr(made, "here")))
-        return project
-
+    freed = Freed()
     shelf = Shelf(small("42"))
-    async with bench(shelf, compile=watched) as b:
+    async with bench(shelf, compile=lambda raw: freed.watched(compile_small(raw))) as b:
         await b.settled()
         shelf.body = document
         await until(lambda: freed != [])
@@ -187,16 +193,14 @@ async def test_what_is_not_used_is_freed_where_it_was_made(document: bytes) -> N
 
 @pytest.mark.asyncio
 async def test_what_the_compiler_refuses_is_freed_where_it_was_made() -> None:
-    made = threading.local()
-    freed: list[bool] = []
+    freed = Freed()
 
-    def watched(raw: bytes) -> ProjectConfig:
-        made.here = True
-        half_done = compile_small(raw)
-        weakref.finalize(half_done.flags["flag"], lambda: freed.append(hasattr(made, "here")))
-        raise DatafileRefused("in the middle")
+    def half_done(raw: bytes) -> ProjectConfig:
+        # Its traceback refers to this frame, and so to what was made.
+        made = freed.watched(compile_small(raw))
+        raise DatafileRefused(f"in the middle of {made.revision}")
 
-    async with bench(Shelf(small("42")), compile=watched) as b:
+    async with bench(Shelf(small("42")), compile=half_done) as b:
         await until(lambda: b.polls("refused") >= 2)
     assert freed == [True], "the same again is not compiled again"
 
