@@ -115,14 +115,16 @@ class Metrics:
 
         # Segments
         self.segment_lookups = counter(
-            "segment_lookups_total", "Segment look-ups: hit, miss, bypass (IGNORE_CACHE).", "outcome"
+            "segment_lookups_total",
+            "Segment look-ups: hit, miss, bypass (IGNORE_CACHE), unknown (remembered to be unknown to ODP).",
+            "outcome",
         )
         self.segment_cache_entries = gauge("segment_cache_entries", "Users whose segments are remembered.")
         self.segment_cache_evictions = counter(
             "segment_cache_evictions_total", "Entries put out because the cache was full."
         )
         self.segment_failures = counter(
-            "segment_failures_total", "Users whose segments could not be fetched.", "reason"
+            "segment_failures_total", "Requests whose user's segments could not be had.", "reason"
         )
         self.odp_queries = counter(
             "odp_queries_total", "GraphQL requests by outcome: ok, partial, unavailable, denied, refused.", "outcome"

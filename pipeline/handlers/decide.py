@@ -2,7 +2,8 @@
 
 Users whose facts are at hand are decided at once. The others wait for theirs: for segments, for the profiles of a whole
 chunk, or for what `facts.py` settles step by step. Only later requests of the same user wait behind them, so that a
-user's results keep the order of the requests.
+user's results keep the order of the requests; they ask for the user's segments when they arrive, not when their turn
+comes. A request whose time ends meanwhile is answered so in its turn, and not decided.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pipeline.datafile.poller import Datafiles
 from pipeline.decision import Facts, answer, failure
 from pipeline.errors import Rejected, SegmentsUnavailable
 from pipeline.handlers.facts import FactSource
-from pipeline.handlers.sticky import Pending, Sticky
+from pipeline.handlers.pending import Pending
+from pipeline.handlers.sticky import Sticky
 from pipeline.messages.decide import DecideRequest, parse_decide_request
 from pipeline.messages.delivery import RESULT_SOURCE_HEADER, Chunk, Delivery, Result, identity_of, source_of
 from pipeline.messages.words import EXPIRED, FETCH_FAILED, SDK_KEY_MISSING
@@ -30,6 +32,8 @@ from pipeline.settings import DecideSettings
 _EXPIRES_AT = "expires-at"
 _LONGEST_TIME = 15
 _NOT_FETCHED = Facts()
+_AT_ONCE = 20
+"""Most requests of one user answered in one turn of the loop; there may be thousands."""
 
 
 class Decider:
@@ -112,42 +116,79 @@ class DecideHandler:
                 shared.rejected.inc()
                 chunk.reject(record, why)
                 continue
+            pending = Pending(chunk, record, request)
             waiting = self._waiting.get(request.user_id)
             if waiting is None:
-                self._begin((chunk, record, request), results)
+                self._begin(pending, results)
             else:
-                waiting.append((chunk, record, request))
+                self._ask_early(pending)
+                waiting.append(pending)
         self.publish(chunk, results)
         self._look_up()
         shared.seconds.observe(time.perf_counter() - started)
 
     def _begin(self, pending: Pending, results: list[Result], profile: Profile | None = None) -> None:
-        """Answer a request, or let its user wait; `_look_up` is called afterwards. `profile`: if it is known."""
-        _, record, request = pending
+        """Answer a request whose turn it is, or let its user wait; `_look_up` is called afterwards.
+
+        `profile`: if it is known. A request that has waited begins again here, with its segments.
+        """
+        shared, request = self._shared, pending.request
+        project = self._admitted(request)
+        asked = pending.segments is not None
+        if project is None or request.error is not None:
+            message = FETCH_FAILED if asked else request.error or self._without_project(request.sdk_key)
+            self.refuse(pending, message, None, results)
+        elif (shared.may_expire or request.ttl_ms is not None or pending.record.headers) and self._is_expired(pending):
+            self._expire(pending, project, results)
+        elif not request.fetch_segments:
+            self._with_segments(pending, project, profile, results)
+        elif project.odp is None and not asked:
+            self.refuse(pending, FETCH_FAILED, project.revision, results)
+        else:
+            self._ask(pending, project)
+            self._with_segments(pending, project, profile, results)
+
+    def _admitted(self, request: DecideRequest) -> ProjectConfig | None:
+        """The project as it is now, and the request's defaults filled in."""
         shared = self._shared
         if shared.options:
             request.options |= shared.options
         sdk_key = request.sdk_key
         if sdk_key is None:
             sdk_key = request.sdk_key = shared.datafiles.sole_key
-        project = None if sdk_key is None else shared.datafiles.project(sdk_key)
-        if project is None or request.error is not None:
-            self.refuse(pending, request.error or self._without_project(sdk_key), None, results)
-        elif (shared.may_expire or request.ttl_ms is not None or record.headers) and self._is_expired(record, request):
-            shared.expired.inc()
-            self._fail(pending, EXPIRED, project.revision, results)
-        elif request.fetch_segments and project.odp is None:
-            self.refuse(pending, FETCH_FAILED, project.revision, results)
-        elif shared.may_stick and shared.facts.is_sticky(request):
+        return None if sdk_key is None else shared.datafiles.project(sdk_key)
+
+    def _with_segments(
+        self, pending: Pending, project: ProjectConfig, profile: Profile | None, results: list[Result]
+    ) -> None:
+        """Go on with the segments, or without where none are asked for; they may be still to come."""
+        shared = self._shared
+        segments = pending.resolve()
+        if isinstance(segments, SegmentsUnavailable):
+            self._no_segments(pending, segments, project, results)
+        elif shared.may_stick and shared.facts.is_sticky(pending.request):
+            # The profile is looked up meanwhile.
             self._by_profile(pending, project, profile, results)
-        elif not request.fetch_segments or project.odp is None:
-            self._decide(pending, project, _NOT_FETCHED, results)
-        elif (known := shared.facts.known_segments(project.odp, request)) is not None:
-            self._decide(pending, project, Facts(known), results)
+        elif isinstance(segments, asyncio.Future):
+            user_id = pending.request.user_id
+            self._waiting[user_id] = _Waiting(pending)
+            segments.add_done_callback(partial(self._arrived, user_id))
         else:
-            future = shared.facts.fetch_segments(project.odp, request)
-            self._waiting[request.user_id] = _Waiting(pending)
-            future.add_done_callback(partial(self._arrived, request.user_id))
+            self._decide(pending, project, _NOT_FETCHED if segments is None else Facts(segments), results)
+
+    def _ask_early(self, pending: Pending) -> None:
+        """Ask for the segments of a request whose turn has not come: its deadline counts from now."""
+        request = pending.request
+        if request.fetch_segments and request.error is None:
+            project = self._admitted(request)
+            if project is not None and not self._is_expired(pending):
+                self._ask(pending, project)
+
+    def _ask(self, pending: Pending, project: ProjectConfig) -> None:
+        if pending.segments is None and project.odp is not None:
+            expires = self._expires_at(pending.record, pending.request)
+            within = expires / 1000 - self._shared.now() if expires else None
+            pending.segments = self._shared.facts.segments(project.odp, pending.request, within=within)
 
     def _without_project(self, sdk_key: str | None) -> str:
         return SDK_KEY_MISSING if sdk_key is None else self._shared.datafiles.error(sdk_key) or ""
@@ -160,7 +201,7 @@ class DecideHandler:
         if found is not None and not found.learned:
             self.answered(pending, found.value, results)
         elif found is not None or profile is None:
-            self._waiting[pending[2].user_id] = _Waiting(pending)
+            self._waiting[pending.request.user_id] = _Waiting(pending)
             self._sticky.add(pending)
 
     def _look_up(self) -> None:
@@ -177,10 +218,10 @@ class DecideHandler:
 
     # One by one
 
-    def settle(self, pending: Pending, facts: Facts, segments: asyncio.Future[frozenset[str]] | None = None) -> None:
+    def settle(self, pending: Pending, facts: Facts) -> None:
         """Let the user wait until everything the request depends on was asked for, and what it taught is saved."""
-        self._waiting.setdefault(pending[2].user_id, _Waiting(pending))
-        self._start(self._settled(pending, facts, segments))
+        self._waiting.setdefault(pending.request.user_id, _Waiting(pending))
+        self._start(self._settled(pending, facts))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name="decide, step by step")
@@ -193,97 +234,118 @@ class DecideHandler:
             # A defect: raised here it reaches the loop's exception handler at once.
             task.result()
 
-    async def _settled(self, pending: Pending, facts: Facts, segments: asyncio.Future[frozenset[str]] | None) -> None:
-        chunk, record, request = pending
+    async def _settled(self, pending: Pending, facts: Facts) -> None:
+        record, request = pending.record, pending.request
         lies_at = source_of(record)
         source, timestamp = identity_of(record, lies_at)
         results: list[Result] = []
+        expired = partial(self._is_expired, pending)
         try:
-            settling = self._shared.facts.settle(request, facts, segments, chunk, source=source, timestamp=timestamp)
-            del segments  # as in `settle`
-            value = await settling
-        except SegmentsUnavailable:
-            current = self.project(request)
-            self.refuse(pending, FETCH_FAILED, current.revision if current else None, results)
+            value = await self._shared.facts.settle(pending, facts, expired, source=source, timestamp=timestamp)
+        except SegmentsUnavailable as why:
+            self._no_segments(pending, why, self.project(request), results)
         else:
             if value is not None:
                 self.answered(pending, value, results, lies_at)
-        if not chunk.abandoned:
-            self.publish(chunk, results)
+        if not pending.dropped:
+            self.publish(pending.chunk, results)
             self.release(request.user_id)
 
     # Who waits
 
     def release(self, user_id: str, profile: Profile | None = None) -> None:
         """The user's request is answered: those behind it are next, by the same profile."""
-        self._go_on(user_id, self._waiting.pop(user_id).later, profile)
+        later = self._waiting.pop(user_id).later
+        if later:
+            self._go_on(user_id, later.popleft(), later, profile)
 
-    def _arrived(self, user_id: str, future: asyncio.Future[frozenset[str]]) -> None:
+    def _arrived(self, user_id: str, _: object) -> None:
         """A user's segments are here, or will not come. Thousands may come at once: each waits for room."""
-        chunk = self._waiting[user_id].head[0]
-        chunk.when_room(partial(self._answer, user_id, future))
-
-    def _answer(self, user_id: str, future: asyncio.Future[frozenset[str]]) -> None:
-        """Decide the request that asked, and those behind it."""
-        waiting = self._waiting.pop(user_id)
-        chunk, _, request = waiting.head
-        if chunk.abandoned or future.cancelled():
-            return
-        results: list[Result] = []
-        error = future.exception()
-        project = self.project(request)
-        if isinstance(error, SegmentsUnavailable) or project is None:
-            self.refuse(waiting.head, FETCH_FAILED, project.revision if project else None, results)
-        elif error is not None:
-            raise error
-        else:
-            self._decide(waiting.head, project, Facts(future.result()), results)
-        self.publish(chunk, results)
-        again = self._waiting.get(user_id)
-        if again is not None:
-            again.later = waiting.later
-        else:
-            self._go_on(user_id, waiting.later)
-
-    def _go_on(self, user_id: str, later: deque[Pending] | None, profile: Profile | None = None) -> None:
-        self._go_through(user_id, later, profile)
-        self._look_up()
-
-    def _go_through(self, user_id: str, later: deque[Pending] | None, profile: Profile | None) -> None:
-        while later:
-            pending = later.popleft()
-            results: list[Result] = []
-            self._begin(pending, results, profile)
-            self.publish(pending[0], results)
-            again = self._waiting.get(user_id)
-            if again is not None:
-                again.later = later
-                return
-            if later and not later[0][0].has_room:
-                # Whoever comes meanwhile lines up behind.
-                self._waiting[user_id] = paused = _Waiting(later.popleft())
-                paused.later = later
-                paused.head[0].when_room(partial(self._resume, user_id))
-                return
+        self._waiting[user_id].head.chunk.when_room(partial(self._resume, user_id))
 
     def _resume(self, user_id: str) -> None:
+        """The first of the user's requests goes on, and those behind it."""
         waiting = self._waiting.pop(user_id)
-        if waiting.head[0].abandoned:
-            return  # the next owner's, with all that lined up behind
-        later = deque() if waiting.later is None else waiting.later
-        later.appendleft(waiting.head)
-        self._go_on(user_id, later)
+        self._go_on(user_id, waiting.head, waiting.later)
 
-    def _is_expired(self, record: Delivery, request: DecideRequest) -> bool:
+    def _go_on(
+        self, user_id: str, pending: Pending, later: deque[Pending] | None, profile: Profile | None = None
+    ) -> None:
+        """Answer a user's requests in their order, until one has to wait or there is no room: then the rest waits too.
+
+        Room was looked at for the first one.
+        """
+        results: list[Result] = []
+        answered = 0
+        while not pending.dropped:
+            if answered and (answered == _AT_ONCE or not pending.chunk.has_room):
+                self._pause(user_id, pending)
+            else:
+                self._begin(pending, results, profile)
+                answered += 1
+            waiting = self._waiting.get(user_id)
+            if waiting is not None:
+                waiting.later = later
+            if waiting is not None or not later:
+                break
+            if later[0].chunk is not pending.chunk:
+                self.publish(pending.chunk, results)
+                results = []
+            pending = later.popleft()
+        self.publish(pending.chunk, results)
+        self._look_up()
+
+    def _pause(self, user_id: str, pending: Pending) -> None:
+        """Let others have their turn, or wait for room. Whoever comes meanwhile lines up behind."""
+        self._waiting[user_id] = _Waiting(pending)
+        go_on = partial(self._resume, user_id)
+        if pending.chunk.has_room:
+            asyncio.get_running_loop().call_soon(go_on)
+        else:
+            pending.chunk.when_room(go_on)
+
+    # Time
+
+    def _expires_at(self, record: Delivery, request: DecideRequest) -> int:
+        """When the request's time ends, in ms since the epoch; 0: never."""
         age_ms = request.ttl_ms if request.ttl_ms is not None else self._shared.max_age_ms
         expires = record.timestamp + age_ms if age_ms else 0
         for name, value in record.headers:
             if name == _EXPIRES_AT and value and value.isdigit() and len(value) <= _LONGEST_TIME:
                 expires = int(value)
+        return expires
+
+    def _is_expired(self, pending: Pending) -> bool:
+        expires = self._expires_at(pending.record, pending.request)
         return bool(expires) and self._shared.now() * 1000 > expires
 
+    def refused(self, pending: Pending, project: ProjectConfig | None, results: list[Result]) -> bool:
+        """Add the result of a request that cannot be decided any more after a wait; False where it can."""
+        segments = pending.resolve()
+        if project is None:
+            self.refuse(pending, FETCH_FAILED, None, results)
+        elif self._is_expired(pending):
+            self._expire(pending, project, results)
+        elif isinstance(segments, SegmentsUnavailable):
+            self._no_segments(pending, segments, project, results)
+        else:
+            return False
+        return True
+
+    def _no_segments(
+        self, pending: Pending, why: SegmentsUnavailable, project: ProjectConfig | None, results: list[Result]
+    ) -> None:
+        if why.reason == "expired":
+            self._expire(pending, project, results)
+        else:
+            self.refuse(pending, FETCH_FAILED, project.revision if project else None, results)
+
+    def _expire(self, pending: Pending, project: ProjectConfig | None, results: list[Result]) -> None:
+        self._shared.expired.inc()
+        self._fail(pending, EXPIRED, project.revision if project else None, results)
+
     def _decide(self, pending: Pending, project: ProjectConfig, facts: Facts, results: list[Result]) -> None:
-        _, record, request = pending
+        record, request = pending.record, pending.request
         lies_at = source_of(record)
         source, timestamp = identity_of(record, lies_at)
         found = answer(project, request, facts, source=source, timestamp=timestamp)
@@ -298,11 +360,11 @@ class DecideHandler:
 
     def answered(self, pending: Pending, value: bytes, results: list[Result], lies_at: str = "") -> None:
         """Add the result of a request that was decided. `lies_at` spares working out where it lies again."""
-        chunk, record, request = pending
+        record, request = pending.record, pending.request
         shared = self._shared
         if len(value) > shared.max_result_bytes:
             shared.rejected.inc()
-            chunk.reject(record, Rejected("result_too_large", f"its result has {len(value)} bytes"))
+            pending.chunk.reject(record, Rejected("result_too_large", f"its result has {len(value)} bytes"))
             return
         self._decided += 1
         results.append(self._result(record, request, value, lies_at or source_of(record)))
@@ -312,7 +374,7 @@ class DecideHandler:
         self._fail(pending, message, revision, results)
 
     def _fail(self, pending: Pending, message: str, revision: str | None, results: list[Result]) -> None:
-        _, record, request = pending
+        record, request = pending.record, pending.request
         lies_at = source_of(record)
         source, timestamp = identity_of(record, lies_at)
         value = failure(request, message, source=source, timestamp=timestamp, revision=revision)

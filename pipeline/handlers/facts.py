@@ -8,7 +8,8 @@ decided again with the answers among its facts; and what it taught is saved befo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -16,6 +17,7 @@ from pipeline.cmab import FORGETTING, Predictions
 from pipeline.datafile.poller import Datafiles
 from pipeline.decision import IGNORE_PROFILE, Answer, Facts, answer
 from pipeline.errors import SegmentsUnavailable
+from pipeline.handlers.pending import Pending, known
 from pipeline.messages.decide import DecideRequest
 from pipeline.messages.delivery import Chunk
 from pipeline.odp.segments import Segments
@@ -55,17 +57,21 @@ class FactSource:
         """Whether what was learned is to be saved before the result is sent. One too large never is: nobody got it."""
         return bool(found.learned) and len(found.value) <= self.max_result_bytes
 
-    def known_segments(self, account: OdpIntegration, request: DecideRequest) -> frozenset[str] | None:
-        """The user's segments, if they need not be waited for."""
+    def segments(
+        self, account: OdpIntegration, request: DecideRequest, *, within: float | None
+    ) -> frozenset[str] | SegmentsUnavailable | asyncio.Future[frozenset[str]]:
+        """The user's segments, why there are none, or the answer of ODP to come; once for each request.
+
+        `within`: the seconds left of the request's own time, None without an end.
+        """
         if request.reset_cache:
             self._segments.reset()
         # Where no audience asks for a segment there is nothing to look up either, whatever the options are.
-        if request.ignore_cache and account.segments_to_check:
-            return None
-        return self._segments.peek(account, request.user_id)
-
-    def fetch_segments(self, account: OdpIntegration, request: DecideRequest) -> asyncio.Future[frozenset[str]]:
-        return self._segments.fetch(account, request.user_id, save=not request.ignore_cache)
+        if not (request.ignore_cache and account.segments_to_check):
+            remembered = self._segments.peek(account, request.user_id)
+            if remembered is not None:
+                return remembered
+        return self._segments.fetch(account, request.user_id, save=not request.ignore_cache, within=within)
 
     async def profiles(self, user_ids: Sequence[str]) -> Sequence[Profile | None]:
         """The users' sticky profiles, in order; None where one cannot be told, and then nothing may be saved."""
@@ -76,40 +82,44 @@ class FactSource:
             await self._profiles.save(profiles)
 
     async def settle(
-        self, request: DecideRequest, facts: Facts, segments: asyncio.Future[frozenset[str]] | None, chunk: Chunk,
-        *, source: str, timestamp: int,
-    ) -> bytes | None:  # fmt: skip
+        self, pending: Pending, facts: Facts, expired: Callable[[], bool], *, source: str, timestamp: int
+    ) -> bytes | None:
         """The value of the request's result, when all it takes is there and what it taught is saved.
 
-        `facts` are those at hand; `segments` are still to come, if they are asked for. None is returned when the chunk
-        was abandoned meanwhile: the request is its next owner's. Raises SegmentsUnavailable.
+        `facts` are those at hand; the segments may be still to come. None is returned when the request was dropped
+        meanwhile: it is its next owner's. Raises SegmentsUnavailable, reason `expired` once `expired()` says so.
         """
-        if segments is not None:
-            try:
-                facts = msgspec.structs.replace(facts, segments=await segments)
-            finally:
-                # One that failed refers to this frame by its error's traceback, and would be a cycle with it.
-                del segments
-        found, facts = await self._decided(request, facts, chunk, source, timestamp)
+        segments = pending.segments
+        if isinstance(segments, asyncio.Future):
+            # Not awaited itself: the error of a future refers to the frame in which it is raised.
+            await asyncio.wait((segments,))
+            if pending.dropped:
+                return None
+            segments = pending.resolve()
+            if isinstance(segments, SegmentsUnavailable):
+                raise SegmentsUnavailable(segments.reason, segments.detail)
+            facts = msgspec.structs.replace(facts, segments=known(segments))
+        request, chunk = pending.request, pending.chunk
+        deciding = _Deciding(request, expired, source, timestamp)
+        found, facts = await self._decided(deciding, facts, chunk)
         if not self.must_save(found):
             return None if chunk.abandoned else found.value
         del found
         async with self._slots:
             # Again, as nothing of it was kept: thousands may wait here. Not for room: the slot is the others' too.
-            found, facts = await self._decided(request, facts, None, source, timestamp)
+            found, facts = await self._decided(deciding, facts, None)
             if chunk.abandoned:
                 return None
             if self.must_save(found):
                 await self.save([(request.user_id, {**(facts.profile or {}), **(found.learned or {})})])
             return found.value
 
-    async def _decided(
-        self, request: DecideRequest, facts: Facts, chunk: Chunk | None, source: str, timestamp: int
-    ) -> tuple[Answer, Facts]:
-        """Asked for is what the decision turned out to depend on, until it depends on nothing more.
+    async def _decided(self, deciding: _Deciding, facts: Facts, chunk: Chunk | None) -> tuple[Answer, Facts]:
+        """Decide; fetch the predictions the decision needs; repeat until it needs none.
 
         With `chunk` there is room for its result when it is made.
         """
+        request = deciding.request
         options = request.options
         while True:
             if chunk is not None:
@@ -118,7 +128,9 @@ class FactSource:
             project = self._datafiles.project(request.sdk_key or "")
             if project is None:
                 raise SegmentsUnavailable("unavailable", "the datafile is gone")
-            found = answer(project, request, facts, source=source, timestamp=timestamp)
+            if deciding.expired():
+                raise SegmentsUnavailable("expired", "the request's time ended before it could be decided")
+            found = answer(project, request, facts, source=deciding.source, timestamp=deciding.timestamp)
             if not found.wanted:
                 return found, facts
             wanted = found.wanted.values()
@@ -128,6 +140,15 @@ class FactSource:
             # Once for a request: what was just asked for is not to be forgotten by the next step.
             options = options - FORGETTING
             facts = msgspec.structs.replace(facts, predictions={**(facts.predictions or {}), **told})
+
+
+class _Deciding(NamedTuple):
+    """A request that is decided step by step, and what stays the same meanwhile."""
+
+    request: DecideRequest
+    expired: Callable[[], bool]
+    source: str
+    timestamp: int
 
 
 async def room(chunk: Chunk) -> None:

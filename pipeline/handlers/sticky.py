@@ -13,9 +13,9 @@ from typing import Protocol
 
 from pipeline.decision import Answer, Facts, answer
 from pipeline.handlers.facts import FactSource, room
+from pipeline.handlers.pending import Pending, known
 from pipeline.messages.decide import DecideRequest
-from pipeline.messages.delivery import Chunk, Delivery, Result, identity_of
-from pipeline.messages.words import FETCH_FAILED
+from pipeline.messages.delivery import Chunk, Result, identity_of
 from pipeline.profiles import Profile
 from pipeline.project import ProjectConfig
 
@@ -24,8 +24,6 @@ _MOST_LOOKED_UP = 250
 _AT_ONCE = 20
 _HELD_BYTES = 1024**2
 
-Pending = tuple[Chunk, Delivery, DecideRequest]
-"""A request that is not answered yet."""
 _Learned = tuple[Pending, Profile, bytes]
 """A request, what its user's profile is to be, and the value of its result."""
 
@@ -39,10 +37,10 @@ class Line(Protocol):
     def answered(self, pending: Pending, value: bytes, results: list[Result]) -> None:
         """Add the result of a request that was decided."""
 
-    def refuse(self, pending: Pending, message: str, revision: str | None, results: list[Result]) -> None:
-        """Add the result of one that cannot be."""
+    def refused(self, pending: Pending, project: ProjectConfig | None, results: list[Result]) -> bool:
+        """Add the result of a request that cannot be decided any more; False where it can."""
 
-    def settle(self, pending: Pending, facts: Facts, segments: asyncio.Future[frozenset[str]] | None = None) -> None:
+    def settle(self, pending: Pending, facts: Facts) -> None:
         """Ask for what a request depends on, one thing after another; it goes on by itself."""
 
     def publish(self, chunk: Chunk, results: list[Result]) -> None: ...
@@ -73,11 +71,11 @@ class Sticky:
             await self._decide(batch)
 
     async def _decide(self, batch: Sequence[Pending]) -> None:
-        profiles = await self._facts.profiles([request.user_id for _, _, request in batch])
+        profiles = await self._facts.profiles([pending.request.user_id for pending in batch])
         learned: list[_Learned] = []
         for first in range(0, len(batch), _AT_ONCE):
             # All are of one partition, and share its room.
-            await room(batch[first][0])
+            await room(batch[first].chunk)
             until = first + _AT_ONCE
             self._decide_some(zip(batch[first:until], profiles[first:until], strict=True), learned)
             if sum(len(value) for _, _, value in learned) > _HELD_BYTES:
@@ -92,12 +90,12 @@ class Sticky:
         results: defaultdict[Chunk, list[Result]] = defaultdict(list)
         answered: list[tuple[str, Profile | None]] = []
         for pending, profile in those:
-            if pending[0].abandoned:
+            chunk, user_id = pending.chunk, pending.request.user_id
+            if pending.dropped:
                 continue  # the next owner's, with all that lined up behind
-            project = self._line.project(pending[2])
-            if project is None:
-                self._line.refuse(pending, FETCH_FAILED, None, results[pending[0]])
-                answered.append((pending[2].user_id, profile))
+            project = self._line.project(pending.request)
+            if self._line.refused(pending, project, results[chunk]) or project is None:
+                answered.append((user_id, profile))
                 continue
             found = self.by_profile(pending, project, profile)
             if found is None:
@@ -105,22 +103,19 @@ class Sticky:
             if self._facts.must_save(found):
                 learned.append((pending, {**(profile or {}), **(found.learned or {})}, found.value))
                 continue
-            answered.append((pending[2].user_id, profile))
-            self._line.answered(pending, found.value, results[pending[0]])
+            answered.append((user_id, profile))
+            self._line.answered(pending, found.value, results[chunk])
         self._publish(results, answered)
 
     def by_profile(self, pending: Pending, project: ProjectConfig, profile: Profile | None) -> Answer | None:
         """The answer; None where the user goes on waiting for something else."""
-        _, record, request = pending
-        segments = None
-        if request.fetch_segments and project.odp is not None:
-            segments = self._facts.known_segments(project.odp, request)
-            if segments is None:
-                self._line.settle(pending, Facts(None, profile), self._facts.fetch_segments(project.odp, request))
-                return None
-        source, timestamp = identity_of(record)
-        facts = Facts(segments, profile)
-        found = answer(project, request, facts, source=source, timestamp=timestamp)
+        segments = pending.resolve()
+        facts = Facts(known(segments), profile)
+        if isinstance(segments, asyncio.Future):
+            self._line.settle(pending, facts)
+            return None
+        source, timestamp = identity_of(pending.record)
+        found = answer(project, pending.request, facts, source=source, timestamp=timestamp)
         if found.wanted:
             self._line.settle(pending, facts)
             return None
@@ -128,15 +123,15 @@ class Sticky:
 
     async def _keep(self, learned: Iterable[_Learned]) -> None:
         """Save profiles, then publish the results that taught them."""
-        learned = [one for one in learned if not one[0][0].abandoned]
+        learned = [one for one in learned if not one[0].dropped]
         if not learned:
             return
-        await self._facts.save([(request.user_id, profile) for (_, _, request), profile, _ in learned])
+        await self._facts.save([(pending.request.user_id, profile) for pending, profile, _ in learned])
         results: defaultdict[Chunk, list[Result]] = defaultdict(list)
-        learned = [one for one in learned if not one[0][0].abandoned]
+        learned = [one for one in learned if not one[0].dropped]
         for pending, _, value in learned:
-            self._line.answered(pending, value, results[pending[0]])
-        self._publish(results, [(request.user_id, profile) for (_, _, request), profile, _ in learned])
+            self._line.answered(pending, value, results[pending.chunk])
+        self._publish(results, [(pending.request.user_id, profile) for pending, profile, _ in learned])
 
     def _publish(self, results: dict[Chunk, list[Result]], answered: Iterable[tuple[str, Profile | None]]) -> None:
         for chunk, own in results.items():

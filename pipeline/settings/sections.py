@@ -212,18 +212,24 @@ class OdpSettings(Section):
         description="Hosts a datafile may name as its ODP; `*.` stands for any subdomain.",
     )
     allow_http: bool = Field(False, description="Allow ODP hosts without TLS: for stand-ins on your own machine.")
-    fetch_deadline: Seconds = Field(5, description="How long a user's segments are waited for, tries included.")
+    fetch_deadline: Seconds = Field(
+        5, description="How long a request waits for its user's segments, tries included; less where its time ends."
+    )
     request_timeout: Seconds = Field(3, description="Deadline of one GraphQL request.")
     max_users_per_query: int = Field(50, ge=1, le=1000, description="Most users in one GraphQL query.")
     max_in_flight: Count = Field(16, description="Most GraphQL requests under way at once (account, in each process).")
     max_linger: float = Field(0.025, ge=0, description="How long a user may wait for others to share its query.")
     max_waiting_users: Count = Field(
         50_000,
-        description="Most users waiting for their segments; further ones are answered with an error (process). "
+        description="Most requests waiting for segments; further ones are answered with an error (process). "
         "About 9,000 wait at most with the default of held_bytes, which stops reading first.",
     )
     cache_size: int = Field(10_000, ge=0, description="Users whose segments are remembered (process); 0 disables it.")
     cache_timeout: float = Field(600, ge=0, description="How long segments are remembered; 0: for ever.")
+    unknown_user_timeout: float = Field(
+        1, ge=0, le=3600,
+        description="How long a user is remembered to be unknown to ODP, an error of its requests; 0: not at all.",
+    )  # fmt: skip
     event_batch_size: int = Field(
         500, ge=1, le=500, description="Most events in one request to ODP (its own limit is 500)."
     )

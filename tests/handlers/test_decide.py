@@ -25,6 +25,7 @@ from tests.flows.project import FLAGS as PLAIN_FLAGS
 from tests.flows.project import SDK_KEY as PLAIN
 from tests.flows.project import datafile as plain_datafile
 from tests.handlers.chunks import Loaded, PublishingChunk, new_metrics, records, value
+from tests.settled import until
 
 NOW_MS = 1_700_000_000_000
 FLAG = "checkout_redesign"
@@ -38,16 +39,23 @@ class Told(Segments):
         self.metrics = new_metrics()
         super().__init__(transport=Transport(), settings=OdpSettings(), metrics=self.metrics)
         self.known: dict[str, frozenset[str]] = {}
+        self.unknown: set[str] = set()
         self.asked: list[tuple[str, asyncio.Future[frozenset[str]], bool]] = []
+        self.within: list[float | None] = []
         self.resets = 0
 
-    def peek(self, account: OdpAccount, user_id: str) -> frozenset[str] | None:
+    def peek(self, account: OdpAccount, user_id: str) -> frozenset[str] | SegmentsUnavailable | None:
         self._uncounted += user_id in self.known
+        if user_id in self.unknown:
+            return SegmentsUnavailable("invalid_identifier")
         return self.known.get(user_id) if account.segments_to_check else frozenset()
 
-    def fetch(self, account: OdpAccount, user_id: str, *, save: bool) -> asyncio.Future[frozenset[str]]:
+    def fetch(
+        self, account: OdpAccount, user_id: str, *, save: bool, within: float | None = None
+    ) -> asyncio.Future[frozenset[str]]:
         future: asyncio.Future[frozenset[str]] = asyncio.get_running_loop().create_future()
         self.asked.append((user_id, future, save))
+        self.within.append(within)
         return future
 
     def reset(self) -> None:
@@ -147,18 +155,67 @@ async def test_requests_of_later_chunks_wait_too_and_each_settles_its_own_chunk(
 
 
 @pytest.mark.asyncio
-async def test_a_user_who_has_to_be_asked_about_again_waits_again_and_so_do_those_behind() -> None:
+async def test_a_request_behind_others_of_its_user_asks_when_it_arrives_and_keeps_its_place() -> None:
     bench = Bench()
     bench.chunk(fetching("a"), fetching("b", fetchSegmentsOptions=["IGNORE_CACHE"]), body("c"))
-    await bench.segments.tell(0)
-    assert bench.answered == ["a"]
     assert [save for _, _, save in bench.segments.asked] == [True, False]
+    await bench.segments.tell(1)
+    assert bench.answered == []
     # A request that comes now waits at the end of the same queue.
     bench.chunk(body("d"))
-    await bench.segments.tell(1)
+    await bench.segments.tell(0)
     assert bench.answered == ["a", "b", "c", "d"]
-    bench.chunk(body("e"))
-    assert bench.answered[-1] == "e", "nobody waits any more"
+    bench.chunk(fetching("e"), fetching("f"), body("g"))
+    await bench.segments.tell(2)
+    assert bench.answered[-1] == "e"
+    bench.chunk(body("h"))
+    await bench.segments.tell(3)
+    assert bench.answered == list("abcdefgh")
+    bench.chunk(body("i"))
+    assert bench.answered[-1] == "i", "nobody waits any more"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("answer", [frozenset({"loyal_customers"}), SegmentsUnavailable("invalid_identifier")])
+async def test_requests_of_one_user_that_wait_when_the_answer_comes_share_it(
+    answer: frozenset[str] | Exception,
+) -> None:
+    bench = Bench()
+    chunks = [bench.chunk(*(fetching(f"{number}-{one}") for one in range(50))) for number in range(4)]
+    for _, future, _ in bench.segments.asked:
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+    await until(lambda: all(chunk.settled == 50 for chunk in chunks))
+    assert bench.answered == [f"{number}-{one}" for number in range(4) for one in range(50)]
+    assert bench.outcome("decided" if isinstance(answer, frozenset) else "error") == 200
+    assert sum(chunk.publishes for chunk in chunks) <= 16, "published one by one"
+
+
+@pytest.mark.asyncio
+async def test_between_twenty_requests_of_a_user_and_the_next_twenty_others_have_their_turn() -> None:
+    bench = Bench()
+    bench.chunk(*(fetching(str(number)) for number in range(50)))
+    turns: list[int] = []
+    for number in range(50):
+        bench.segments.asked[number][1].set_result(frozenset())
+    while len(bench.log) < 50:
+        await asyncio.sleep(0)
+        turns.append(len(bench.log))
+    assert turns == [20, 40, 50]
+    assert bench.answered == [str(number) for number in range(50)]
+
+
+@pytest.mark.asyncio
+async def test_a_user_just_found_to_be_unknown_is_an_error_at_once() -> None:
+    bench = Bench()
+    bench.segments.unknown = {"ada"}
+    bench.chunk(fetching("a"), body("b"))
+    assert [(one["requestId"], one.get("error")) for one in map(_document, bench.log)] == [
+        ("a", "failed to fetch qualified segments"), ("b", None),
+    ]  # fmt: skip
+    assert bench.segments.asked == []
 
 
 @pytest.mark.asyncio
@@ -246,7 +303,7 @@ async def test_segments_that_arrive_while_kafka_is_behind_are_answered_when_ther
     assert bench.answered == [], "a result was made that nobody can take"
     bench.chunk(body("r4"))
     chunk.let_go_on()
-    assert bench.answered == ["r1", "r2"], "one more after the first, which then looks for room again"
+    assert bench.answered == ["r1"], "one for the room granted, which is looked at again before the next"
     bench.chunk(body("r5"))
     chunk.has_room = True
     chunk.let_go_on()
@@ -260,10 +317,10 @@ async def test_what_waits_for_room_is_left_to_the_next_owner_when_its_partition_
     chunk.has_room = False
     await bench.segments.tell(0)
     chunk.let_go_on()
-    assert bench.outcome("decided") == 2
+    assert bench.outcome("decided") == 1
     chunk.abandoned = chunk.has_room = True
     chunk.let_go_on()
-    assert bench.outcome("decided") == 2, "decided, and counted, what the next owner decides"
+    assert bench.outcome("decided") == 1, "decided, and counted, what the next owner decides"
 
 
 # What is given away
@@ -344,6 +401,50 @@ async def test_an_expired_request_fetches_nothing_and_one_that_expires_while_it_
 
 
 # Which project
+
+
+@pytest.mark.asyncio
+async def test_a_request_whose_time_ends_while_segments_are_fetched_is_expired_then_and_behind_others_in_its_turn() -> (
+    None
+):
+    bench = Bench()
+    bench.now += 1
+    bench.chunk(
+        fetching("a", ttlMs=3000), fetching("b"), fetching("c", ttlMs=2500), fetching("d", "bob"), timestamp=NOW_MS
+    )
+    assert bench.segments.within == [2, None, 1.5, None], "seconds that are left"
+    expired = SegmentsUnavailable("expired", "the request's time ended before ODP answered")
+    # The two clocks need not agree to the millisecond: the end of the wait is the end of the time.
+    await bench.segments.tell(0, expired)
+    assert [(one["requestId"], one["error"]) for one in map(_document, bench.log)] == [("a", "request expired")]
+    await bench.segments.tell(2, expired)
+    assert bench.answered == ["a"]
+    await bench.segments.tell(1)
+    assert [(one["requestId"], one.get("error")) for one in map(_document, bench.log)] == [
+        ("a", "request expired"), ("b", None), ("c", "request expired"),
+    ]  # fmt: skip
+    assert bench.outcome("expired") == 2
+    assert (bench.outcome("error"), bench.outcome("decided")) == (0, 1)
+
+
+@pytest.mark.asyncio
+async def test_a_request_behind_others_that_is_expired_when_it_arrives_fetches_nothing() -> None:
+    bench = Bench()
+    bench.chunk(fetching("a"), fetching("b", ttlMs=1), timestamp=NOW_MS - 2)
+    assert len(bench.segments.asked) == 1
+    await bench.segments.tell(0)
+    assert [one.get("error") for one in map(_document, bench.log)] == [None, "request expired"]
+
+
+@pytest.mark.asyncio
+async def test_reset_cache_of_a_request_behind_others_is_followed_once_and_when_it_arrives() -> None:
+    bench = Bench()
+    bench.chunk(fetching("a"), fetching("b", fetchSegmentsOptions=["RESET_CACHE"]))
+    assert bench.segments.resets == 1
+    await bench.segments.tell(0)
+    await bench.segments.tell(1)
+    assert bench.answered == ["a", "b"]
+    assert bench.segments.resets == 1
 
 
 def test_without_an_sdk_key_the_only_one_is_taken_and_named() -> None:

@@ -53,11 +53,11 @@ class Made:
         return self.parts.account
 
     def fetch(
-        self, user_id: str, *, save: bool = True, account: Account | None = None
+        self, user_id: str, *, save: bool = True, account: Account | None = None, within: float | None = None
     ) -> asyncio.Future[frozenset[str]]:
-        return self.segments.fetch(account or self.account, user_id, save=save)
+        return self.segments.fetch(account or self.account, user_id, save=save, within=within)
 
-    def peek(self, user_id: str, account: Account | None = None) -> frozenset[str] | None:
+    def peek(self, user_id: str, account: Account | None = None) -> frozenset[str] | SegmentsUnavailable | None:
         return self.segments.peek(account or self.account, user_id)
 
     def failures(self, reason: str) -> float:
@@ -264,16 +264,97 @@ async def test_accounts_ask_for_themselves() -> None:
 
 
 @pytest.mark.asyncio
-async def test_unknown_user_fails_alone_and_is_asked_about_again_next_time() -> None:
+async def test_unknown_user_fails_alone_and_is_asked_about_again_after_a_short_time() -> None:
     async with made_of(Odp(people={"ann": ["gold"]})) as made:
         ann, unknown = made.fetch("ann"), made.fetch("unknown")
         assert await ann == frozenset({"gold"})
         assert await failure(unknown) == "invalid_identifier"
         assert made.odp.asked == ["ann", "unknown"]
+        made.clock.now += 0.99
+        assert _reason(made.peek("unknown")) == "invalid_identifier"
+        assert made.parts.sample("segment_lookups_total", outcome="unknown") == 1
+        assert made.failures("invalid_identifier") == 2, "each request that gets the error counts"
+        assert made.parts.sample("segment_cache_entries") == 1
+        made.clock.now += 0.01
         assert made.peek("unknown") is None
-        assert made.failures("invalid_identifier") == 1
         made.odp.people["unknown"] = []
         assert await made.fetch("unknown") == frozenset()
+        assert made.peek("unknown") == frozenset()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("settings", [{"unknown_user_timeout": 0}, {"cache_size": 0}])
+async def test_unknown_user_is_not_remembered_where_that_is_off(settings: dict[str, Any]) -> None:
+    async with made_of(Odp(), **settings) as made:
+        assert await failure(made.fetch("unknown")) == "invalid_identifier"
+        assert made.peek("unknown") is None
+
+
+@pytest.mark.asyncio
+async def test_unknown_user_is_forgotten_by_a_reset_not_saved_when_the_cache_is_ignored_and_pushes_nobody_out() -> None:
+    async with made_of(Odp(people={"ann": ["gold"]}), cache_size=1) as made:
+        assert await failure(made.fetch("unknown", save=False)) == "invalid_identifier"
+        assert made.peek("unknown") is None
+        assert await made.fetch("ann") == frozenset({"gold"})
+        assert await failure(made.fetch("unknown")) == "invalid_identifier"
+        assert made.peek("ann") == frozenset({"gold"})
+        made.segments.reset()
+        assert made.peek("unknown") is None
+
+
+@pytest.mark.asyncio
+async def test_other_failures_are_not_remembered() -> None:
+    async with made_of(Odp(people=everyone(["ann"], ["gold"]), failing={"ann": 2})) as made:
+        assert await failure(made.fetch("ann")) == "query_error"
+        assert made.peek("ann") is None
+
+
+@pytest.mark.asyncio
+async def test_requests_that_wait_for_one_user_share_its_failure() -> None:
+    async with made_of(Odp()) as made:
+        waiting = [made.fetch("unknown") for _ in range(300)]
+        assert {await failure(future) for future in waiting} == {"invalid_identifier"}
+        assert made.odp.queries == [["unknown"]]
+        assert made.failures("invalid_identifier") == 300
+
+
+@pytest.mark.asyncio
+async def test_wait_ends_with_the_requests_own_time_where_that_is_sooner() -> None:
+    async with made_of(Odp(gate=asyncio.Event()), fetch_deadline=0.4, request_timeout=30) as made:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        given = {"all": None, "later": 9.0, "soon": 0.1, "sooner": 0.05, "gone": -1.0}
+        waiting = {made.fetch("ann", within=within): name for name, within in given.items()}
+        ended: dict[asyncio.Future[frozenset[str]], float] = {}
+        while len(ended) < len(waiting):
+            done, _ = await asyncio.wait(waiting.keys() - ended.keys(), return_when=asyncio.FIRST_COMPLETED)
+            ended |= dict.fromkeys(done, loop.time() - began)
+        seconds = {waiting[future]: one for future, one in ended.items()}
+        assert seconds["gone"] < seconds["sooner"] < seconds["soon"] < min(seconds["all"], seconds["later"])
+        assert seconds["sooner"] >= 0.05
+        assert seconds["soon"] >= 0.1
+        assert seconds["all"] >= 0.4
+        assert {waiting[future]: await failure(future) for future in waiting} == {
+            "all": "timeout", "later": "timeout", "soon": "expired", "sooner": "expired", "gone": "expired",
+        }  # fmt: skip
+        assert made.failures("expired") == 3
+        assert len(made.odp.queries) == 1
+
+
+@pytest.mark.asyncio
+async def test_answer_reaches_those_whose_time_has_not_ended() -> None:
+    gate = asyncio.Event()
+    async with made_of(Odp(people=everyone(["ann", "bob"], ["gold"]), gate=gate)) as made:
+        soon, late, alone = made.fetch("ann", within=0.01), made.fetch("ann", within=3), made.fetch("bob", within=3)
+        assert await failure(soon) == "expired"
+        gate.set()
+        assert await together(late, alone) == [frozenset({"gold"})] * 2
+        assert made.peek("ann") == frozenset({"gold"})
+
+
+def _reason(found: object) -> str:
+    assert isinstance(found, SegmentsUnavailable)
+    return found.reason
 
 
 @pytest.mark.asyncio
