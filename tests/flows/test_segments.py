@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.sandbox.processes import until
 from pipeline.sandbox.project_data import PRODUCTION
-from tests.flows.conftest import Flow
+from tests.flows.conftest import QUICK, Flow
 from tests.flows.wire import keyed
 
 FLAG = "checkout_redesign"
@@ -71,6 +71,37 @@ def test_a_user_unknown_to_odp_is_answered_with_the_agents_error_and_sends_no_im
     assert rule(known)
     (event,) = flow.events_of("unknown to odp", "known to odp", count=1)
     assert event["visitor"] == "known to odp"
+
+
+def test_requests_of_an_unknown_user_share_their_queries_and_nobody_is_behind_them(flow: Flow) -> None:
+    others = [f"beside-{number:03d}" for number in range(200)]
+    flow.stand_ins.control("odp", users=dict.fromkeys(others, []), latency=0.05)
+    crowd = [keyed(body("ANONYMOUS_USER"))._replace(partition=1) for _ in range(2000)]
+    beside = [keyed(body(user))._replace(partition=1) for user in others]
+    results = flow.results.of(flow.writer.send(flow.topics.decide_requests, [*crowd, *beside]), seconds=60)
+    unknown, known = results[:2000], results[2000:]
+    assert {result.document["error"] for result in unknown} == {"failed to fetch qualified segments"}
+    assert all(rule(result.document) for result in known)
+    assert [result.offset for result in unknown] == sorted(result.offset for result in unknown)
+    asked = flow.stand_ins.ledger("odp", query="full=1")
+    assert asked["graphql_requests"] <= 20, "of which four are for the 200 others"
+    assert asked["asked"]["ANONYMOUS_USER"] <= 16
+
+
+def test_while_odp_is_silent_each_request_waits_for_its_own_time_and_not_for_others_of_its_user(flow: Flow) -> None:
+    flow.stand_ins.control("odp", users={"silenced": []}, hold_answers=True)
+    waiting = [keyed(body("silenced"))._replace(partition=1) for _ in range(6)]
+    short = keyed(body("in a hurry", ttlMs=500))._replace(partition=1)
+    sent = flow.writer.send(flow.topics.decide_requests, [*waiting, short, keyed(body("later"))._replace(partition=1)])
+    results = flow.results.of(sent)
+    assert [result.document["error"] for result in results] == [
+        *["failed to fetch qualified segments"] * 6, "request expired", "failed to fetch qualified segments",
+    ]  # fmt: skip
+    seconds = [(result.timestamp - request.timestamp) / 1000 for request, result in zip(sent, results, strict=True)]
+    deadline = float(QUICK["ODP__FETCH_DEADLINE"])
+    assert seconds[6] < min(seconds[:6]), "its time ended long before theirs"
+    assert max(seconds[:6]) < 2 * deadline, "they waited one after the other"
+    assert max(seconds[:6]) - min(seconds[:6]) < deadline
 
 
 def test_an_outage_of_odp_is_an_error_within_the_deadline_and_over_when_it_is(flow: Flow) -> None:

@@ -43,6 +43,8 @@ class Read(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: dict[str, bytes]
+    timestamp: int
+    """When the broker appended it (ms), where the topic says so."""
 
     @property
     def document(self) -> dict[str, Any]:
@@ -148,4 +150,5 @@ def _read(message: Message) -> Read:
     return Read(
         partition, offset, key.encode() if isinstance(key, str) else key,
         value.encode() if isinstance(value, str) else value, {name: value or b"" for name, value in headers},
+        message.timestamp()[1],
     )  # fmt: skip
