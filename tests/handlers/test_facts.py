@@ -83,6 +83,7 @@ class Bench:
         **fields: Any,
     ) -> None:  # fmt: skip
         self.happened: list[str] = []
+        self.now = 1_700_000_000.0
         self.book = Book(self.happened)
         self.segments = Told()
         self.metrics = new_metrics()
@@ -97,7 +98,7 @@ class Bench:
         )  # fmt: skip
         self.decider = Decider(
             datafiles=self.datafiles, facts=facts, settings=DecideSettings(), max_record_bytes=10**6,
-            metrics=self.metrics,
+            metrics=self.metrics, now=lambda: self.now,
         )  # fmt: skip
         self.log = Logged(self.happened)
         self.handler: DecideHandler = self.decider.handler()
@@ -442,6 +443,55 @@ async def test_what_was_given_away_while_its_segments_were_fetched_is_not_saved(
         await until(lambda: not bench.decider.tasks)
         assert bench.happened == ["lookup ada"]
         assert chunk.settled == 0
+        await bench.close()
+
+
+async def test_a_request_whose_time_ends_during_the_look_up_is_expired_and_teaches_nothing(
+    stand_ins: StandIns,
+) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        bench.book.gate.clear()
+        chunk = bench.chunk(body("a", ttlMs=1000), body("b"))
+        await until(lambda: bench.happened == ["lookup ada"])
+        bench.now += 2
+        bench.book.gate.set()
+        await until(lambda: chunk.settled == 2)
+        assert [(one["requestId"], one.get("error")) for one in map(_document, bench.log)] == [
+            ("a", "request expired"), ("b", None),
+        ]  # fmt: skip
+        assert bench.happened == ["lookup ada", "result a", "lookup ada", "save ada", "result b"]
+        assert value(bench.metrics, "decide_requests_total", outcome="expired") == 1
+        await bench.close()
+
+
+async def test_a_request_whose_time_ends_while_it_is_predicted_is_expired(stand_ins: StandIns) -> None:
+    stand_ins.control("cmab", hold_answers=True)
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        chunk = bench.chunk(body("a", key="chosen", ttlMs=1000))
+        await until(lambda: stand_ins.ledger("cmab")["requests"] == 1)
+        bench.now += 2
+        stand_ins.control("cmab", hold_answers=False)
+        await until(lambda: chunk.settled == 1)
+        assert [one["error"] for one in map(_document, bench.log)] == ["request expired"]
+        assert value(bench.metrics, "decide_requests_total", outcome="expired") == 1
+        await bench.close()
+
+
+async def test_a_sticky_users_segments_are_asked_for_beside_the_profile_and_fail_alone(stand_ins: StandIns) -> None:
+    async with Transport() as transport:
+        bench = Bench(transport, stand_ins)
+        bench.book.gate.clear()
+        chunk = bench.chunk(body("a", fetchSegments=True), body("b", fetchSegments=True), body("c"))
+        assert len(bench.segments.asked) == 2, "only after the look-up"
+        bench.book.gate.set()
+        await bench.segments.tell(0, SegmentsUnavailable("invalid_identifier"))
+        await bench.segments.tell(1, SegmentsUnavailable("expired"))
+        await until(lambda: chunk.settled == 3)
+        assert [(one["requestId"], one.get("error")) for one in map(_document, bench.log)] == [
+            ("a", "failed to fetch qualified segments"), ("b", "request expired"), ("c", None),
+        ]  # fmt: skip
         await bench.close()
 
 

@@ -352,6 +352,20 @@ async def test_answer_reaches_those_whose_time_has_not_ended() -> None:
         assert made.peek("ann") == frozenset({"gold"})
 
 
+@pytest.mark.asyncio
+async def test_request_whose_time_ended_makes_room_for_one_other_and_no_more() -> None:
+    gate = asyncio.Event()
+    async with made_of(Odp(people=everyone(["ann"], ["gold"]), gate=gate), max_waiting_users=2) as made:
+        gone, there = made.fetch("ann", within=0.01), made.fetch("ann")
+        assert await failure(gone) == "expired"
+        gate.set()
+        assert await there == frozenset({"gold"})
+        gate.clear()
+        waiting = [made.fetch(name) for name in NAMES[:3]]
+        assert await failure(waiting[2]) == "overloaded"
+        assert not waiting[1].done()
+
+
 def _reason(found: object) -> str:
     assert isinstance(found, SegmentsUnavailable)
     return found.reason
