@@ -22,6 +22,7 @@ from pipeline.metrics import Metrics
 from pipeline.odp.client import OdpAccount, OdpClient
 from pipeline.odp.coalescer import Coalescer
 from pipeline.odp.graphql import Outcome
+from pipeline.outage import Upstream
 from pipeline.settings import OdpSettings
 from pipeline.transport import Transport
 
@@ -31,6 +32,8 @@ REASONS = (
     "host_not_allowed", "overloaded",
 )  # fmt: skip
 _MAX_ACCOUNTS = 1024
+# Accounts that a new datafile replaced are asked no more, whatever they said last.
+_FORGET_SECONDS = 300.0
 
 
 class Question:
@@ -88,6 +91,7 @@ class Segments:
             evicted=metrics.segment_cache_evictions.inc,
         )  # fmt: skip
         metrics.segment_cache_entries.set_function(self._cache.__len__)
+        self.upstream = Upstream("odp_segments", metrics, forget_after=_FORGET_SECONDS)
         self._accounts: dict[OdpAccount, Account] = {}
         self._last: tuple[OdpAccount, Account] | None = None
         self._numbers = count()
@@ -100,6 +104,7 @@ class Segments:
         self._hits = metrics.segment_lookups.labels("hit")
         self._misses = metrics.segment_lookups.labels("miss")
         self._bypasses = metrics.segment_lookups.labels("bypass")
+        self._waited = metrics.segment_wait.observe
         self._failures = {reason: metrics.segment_failures.labels(reason) for reason in REASONS}
 
     def peek(self, account: OdpAccount, user_id: str) -> frozenset[str] | None:
@@ -191,7 +196,10 @@ class Segments:
         for other, known in self._accounts.items():
             if (other.host, other.key) == (account.host, account.key):
                 limit = min(limit, known.coalescer.limit)
-        coalescer = Coalescer(partial(self._client.ask, account), self._settings, limit=limit, backoff=self._backoff)
+        coalescer = Coalescer(
+            partial(self._client.ask, account), self._settings,
+            limit=limit, backoff=self._backoff, upstream=self.upstream,
+        )  # fmt: skip
         return Account(next(self._numbers), coalescer)
 
     def _settle(self, question: Question, outcome: Outcome) -> None:
@@ -199,6 +207,7 @@ class Segments:
         current = self._questions.get(question.key) is question
         if current:
             del self._questions[question.key]
+        self._waited(asyncio.get_running_loop().time() - question.since)
         waiters, question.waiters = question.waiters, []
         self._waiting -= len(waiters)
         if isinstance(outcome, frozenset):
@@ -240,5 +249,7 @@ class Segments:
         self._waiting -= 1
         late = SegmentsUnavailable("timeout", f"no segments within {self._settings.fetch_deadline:g} s")
         self._fail(waiter.future, question.last_failure or question.coalescer.failure or late)
+        if not question.wanted:
+            self._waited(asyncio.get_running_loop().time() - question.since)
         if not question.wanted and self._questions.get(question.key) is question:
             del self._questions[question.key]

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pipeline.api.operations import Operations
 from pipeline.errors import StartFailed
 from pipeline.metrics import Metrics
+from pipeline.outage import Outage, Upstream
 from pipeline.settings import OpsSettings
 from tests.handlers.chunks import new_metrics
 
@@ -23,12 +24,17 @@ class Worker:
     def __init__(self) -> None:
         self.stands: list[str] = []
         self.waits: list[str] = []
+        self.clock = 1000.0
+        self.upstream = Upstream("logx", new_metrics(), clock=lambda: self.clock)
 
     def stuck(self) -> list[str]:
         return self.stands
 
     def awaited(self) -> list[str]:
         return self.waits
+
+    def outages(self) -> list[Outage]:
+        return self.upstream.outages()
 
     def status(self) -> Mapping[str, Any]:
         return {"roles": {"decide": {"partitions": 4}}}

@@ -258,7 +258,7 @@ async def test_a_bad_datafile_is_refused_and_does_not_stick(bad: bytes) -> None:
         b.shelf.body = datafile("44")
         await until(lambda: b.revision() == "44")
         assert b.status.error is None
-        assert len(b.logged("datafile polled well again")) == 1
+        assert len(b.logged("datafile polling recovered")) == 1
 
 
 @pytest.mark.asyncio
