@@ -52,6 +52,9 @@ class Made:
     def account(self) -> Account:
         return self.parts.account
 
+    def blocked(self, reason: str) -> float:
+        return self.parts.sample("upstream_blocked", upstream="odp_segments", reason=reason)
+
     def fetch(
         self, user_id: str, *, save: bool = True, account: Account | None = None
     ) -> asyncio.Future[frozenset[str]]:
@@ -313,8 +316,15 @@ async def test_longer_outage_ends_at_the_deadline_with_few_requests() -> None:
         # 4 at once until the pause, then one at a time, 25 to 50 ms apart.
         assert len(made.odp.queries) < 40
         assert made.failures("unavailable") == 100
+        assert made.parts.sample("segment_wait_seconds_count") == 100
+        assert made.parts.sample("segment_wait_seconds_bucket", le="0.5") == 0
+        assert made.parts.sample("segment_wait_seconds_bucket", le="2.5") == 100
+        assert made.blocked("unavailable") == 1
+        assert made.parts.sample("upstream_last_response_timestamp_seconds", upstream="odp_segments") == 0
         made.odp.status, made.odp.people = 200, {"ann": []}
         assert await made.fetch("ann") == frozenset()
+        assert made.blocked("unavailable") == 0
+        assert made.parts.sample("upstream_last_response_timestamp_seconds", upstream="odp_segments") > 0
 
 
 @pytest.mark.asyncio
@@ -378,6 +388,7 @@ async def test_refused_key_fails_at_once_and_is_logged_once() -> None:
             assert await failure(made.fetch("bob")) == "denied"
         assert made.odp.asked == ["xanthippe", "bob"]
         assert [(entry["log_level"], entry["reason"]) for entry in logs] == [("error", "denied")]
+        assert made.blocked("denied") == 1
         assert "public-key" not in repr(logs)
         assert "xanthippe" not in repr(logs)
 
