@@ -35,7 +35,7 @@ class BulkHistogram(Collector):
     def __init__(self, name: str, text: str, buckets: Sequence[float], registry: CollectorRegistry) -> None:
         self._name = name
         self._text = text
-        self._bounds = buckets
+        self.bounds = buckets
         self._counts = [0] * (len(buckets) + 1)
         self._sum = 0.0
         self._values: list[float] = []
@@ -56,7 +56,7 @@ class BulkHistogram(Collector):
         self._sum += sum(values)
         values.sort()
         below = 0
-        for bucket, bound in enumerate(self._bounds):
+        for bucket, bound in enumerate(self.bounds):
             end = bisect_right(values, bound, below)
             self._counts[bucket] += end - below
             below = end
@@ -70,7 +70,7 @@ class BulkHistogram(Collector):
     def collect(self) -> Iterable[HistogramMetricFamily]:
         self._count()
         buckets, total = [], 0
-        for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
+        for bound, count in zip((*self.bounds, float("inf")), self._counts, strict=True):
             total += count
             buckets.append((floatToGoString(bound), float(total)))  # type: ignore[no-untyped-call]
         return [HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)]

@@ -38,6 +38,14 @@ class Receipt(Protocol):
         """`count` records appended for it lie at or after offset `low`."""
 
 
+def waits(requested_at: Sequence[int], now: float) -> list[float]:
+    """Seconds from each timestamp (ms) until now (ms).
+
+    A producer's clock may be ahead, and -1 is Kafka's word for no timestamp: both count as 0, or they spoil the sum.
+    """
+    return [(now - at) / 1000 if 0 <= at <= now else 0.0 for at in requested_at]
+
+
 class _Batch:
     __slots__ = ("builder", "count", "octets", "receipts", "requested_at")
 
@@ -204,9 +212,7 @@ class Lane:
         self.octets -= batch.octets
         self._sink.written.inc(batch.count)
         if batch.requested_at:
-            now = time.time() * 1000
-            # A producer's clock may be ahead, and -1 is Kafka's word for no timestamp: neither may spoil the sum.
-            self._sink.latency.observe_all([(now - at) / 1000 if 0 <= at <= now else 0.0 for at in batch.requested_at])
+            self._sink.latency.observe_all(waits(batch.requested_at, time.time() * 1000))
         for receipt, count in batch.receipts:
             receipt.acknowledged(count, low)
         self._let_go_on()
