@@ -43,6 +43,7 @@ _UNTROUBLED = "nothing of the kind happens here"
 STILL = {
     "Age of the oldest record not settled (A)": _SAMPLED,
     "Records behind (A)": _SAMPLED,
+    "Lag (A)": _SAMPLED,
     "Records under way (A)": _SAMPLED,
     "Bytes under way, fullest worker (A)": _SAMPLED,
     "Queries under way, busiest worker (A)": _SAMPLED,
@@ -55,7 +56,6 @@ STILL = {
     "Profiles that could not be read or saved (B)": _UNTROUBLED,
     "Predictions that could not be had (A)": _UNTROUBLED,
     "Predictions put out because the cache was full (A)": _UNTROUBLED,
-    "Services held (A)": _UNTROUBLED,
     "Denied and stale keys (B)": _UNTROUBLED,
     "Longest stall of the event loop since the start (A)": _UNTROUBLED,
     "Partitions whose records were lost (A)": _UNTROUBLED,
