@@ -23,6 +23,8 @@ from pipeline.metrics import Metrics
 from pipeline.outage import UNAVAILABLE, Upstream
 
 HEARTBEAT, FETCH, PRODUCE = REQUESTS = ("heartbeat", "fetch", "produce")
+# A broker answers a fetch without records after half a second.
+_LEAST_PATIENCE = 2.0
 _KINDS: dict[type, str] = {HeartbeatRequest: HEARTBEAT, FetchRequest: FETCH}
 
 log = structlog.get_logger("pipeline.kafka")
@@ -91,14 +93,15 @@ class _Member:
 class BrokerMonitor:
     """Looks at all requests of a process regularly, and says in gauges and in the log whether Kafka answers.
 
-    `patience` is two heartbeats' intervals: a new leader, or a long collection of the broker's garbage, takes less.
+    `patience` is two heartbeats' intervals, and longer than a fetch waits for records. A new leader, or a long
+    collection of the broker's garbage, takes less.
     """
 
     def __init__(
         self, roles: Sequence[str], *, heartbeat_interval: float, metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        self.patience = 2 * heartbeat_interval
+        self.patience = max(_LEAST_PATIENCE, 2 * heartbeat_interval)
         self.upstream = Upstream("kafka", metrics, clock=clock)
         self.produce = Requests(clock)
         """Of the one producer, which all roles share."""

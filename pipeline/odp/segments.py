@@ -207,7 +207,8 @@ class Segments:
         current = self._questions.get(question.key) is question
         if current:
             del self._questions[question.key]
-        self._waited(asyncio.get_running_loop().time() - question.since)
+        if question.wanted:
+            self._waited(asyncio.get_running_loop().time() - question.since)
         waiters, question.waiters = question.waiters, []
         self._waiting -= len(waiters)
         if isinstance(outcome, frozenset):

@@ -176,6 +176,11 @@ def test_an_idle_producer_has_no_outage_and_a_batch_not_acknowledged_is_one(benc
     assert not bench.after(3600)
 
 
+def test_however_often_heartbeats_come_a_fetch_may_wait_for_records() -> None:
+    monitor = BrokerMonitor(["decide"], heartbeat_interval=0.1, metrics=Metrics(CollectorRegistry()))
+    assert monitor.patience == 2.0
+
+
 @pytest.mark.asyncio
 async def test_a_process_that_stood_still_itself_does_not_accuse_kafka() -> None:
     bench = Bench()

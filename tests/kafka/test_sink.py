@@ -148,6 +148,27 @@ async def test_each_request_counts_from_its_timestamp_until_its_result_was_ackno
 
 
 @pytest.mark.asyncio
+async def test_a_batch_counts_as_unanswered_from_its_handing_over_until_it_is_acknowledged(bench: Bench) -> None:
+    def waits() -> bool:
+        return bench.sink.requests.unanswered_since(heard_at=0.0, patience=0.0) is not None
+
+    bench.producer.time_outs = 1
+    assert not waits()
+    lanes = [bench.sink.lane(number) for number in (0, 1)]
+    for lane in lanes:
+        lane.extend(results(1), bench.receipt("a"))
+    await bench.handed_over(2)
+    assert waits()
+    bench.producer.written(0, 100)
+    await until(lambda: not lanes[0].sending)
+    assert waits(), "of the other partition"
+    assert bench.sink.requests.answered_at > 0
+    bench.producer.written(1, 100)
+    await until(lambda: not lanes[1].sending)
+    assert not waits()
+
+
+@pytest.mark.asyncio
 async def test_a_producers_clock_ahead_or_no_timestamp_counts_as_no_wait(bench: Bench) -> None:
     lane = bench.sink.lane(0)
     lane.extend([*requested(-86_400, 0.5), Result(b"key", b"x", [], -1)], bench.receipt("a"))

@@ -328,6 +328,26 @@ async def test_longer_outage_ends_at_the_deadline_with_few_requests() -> None:
 
 
 @pytest.mark.asyncio
+async def test_each_user_counts_once_as_waiting_also_when_the_answer_comes_after_the_deadline() -> None:
+    gate = asyncio.Event()
+    async with made_of(Odp(people={"ann": [], "bob": []}, gate=gate), fetch_deadline=0.1) as made:
+
+        def waited() -> float:
+            return made.parts.sample("segment_wait_seconds_count")
+
+        asked = [made.fetch("ann"), made.fetch("ann")]
+        for one in asked:
+            assert await failure(one) == "timeout"
+        assert waited() == 1
+        gate.set()
+        assert await made.fetch("bob") == frozenset()
+        await until(lambda: made.odp.now == 0)
+        assert waited() == 2
+        assert made.peek("bob") == frozenset()
+        assert waited() == 2, "who is remembered does not wait"
+
+
+@pytest.mark.asyncio
 async def test_pause_asked_for_is_kept() -> None:
     async with made_of(Odp(people={"ann": []}, statuses=[429], headers={"Retry-After": "1"})) as made:
         started = asyncio.get_running_loop().time()
