@@ -131,6 +131,9 @@ async def test_a_broker_that_stands_still_is_seen_told_once_and_told_to_be_back(
         produce(mortal_kafka, topics.decide_requests, requests(100, users=50, keys=[FLAG]))
         results.read(200, seconds=30)
         assert blocked() == 0
+        until(
+            lambda: worker.metric("decide_latency_seconds_count") == 200, timeout=10, what="the latency of each request"
+        )
         assert worker.stop() == 0
 
     await asyncio.to_thread(play)
