@@ -22,6 +22,7 @@ from pipeline.handlers.facts import FactSource
 from pipeline.handlers.logx import ConversionsHandler, ImpressionsHandler
 from pipeline.handlers.odp_events import OdpEventsHandler
 from pipeline.kafka import client
+from pipeline.kafka.broker import BrokerMonitor
 from pipeline.kafka.consumer import GroupConsumer
 from pipeline.kafka.consumer import Role as RoleSpec
 from pipeline.kafka.dead_letters import DeadLetters
@@ -34,6 +35,7 @@ from pipeline.logx.dispatcher import Logx
 from pipeline.metrics import Metrics
 from pipeline.odp.events import OdpEvents
 from pipeline.odp.segments import Segments
+from pipeline.outage import Outage
 from pipeline.profiles import make_profiles
 from pipeline.runtime import Fence, give_up, until_stopped
 from pipeline.settings import Role, Settings
@@ -69,6 +71,15 @@ class Worker:
         self.decider: Decider | None = None
         self.logx = Logx(transport=self.transport, settings=settings.logx, metrics=self.metrics)
         self.odp_events = OdpEvents(transport=self.transport, settings=settings.odp, metrics=self.metrics)
+        self.broker = BrokerMonitor(
+            settings.roles, heartbeat_interval=settings.kafka.heartbeat_interval, metrics=self.metrics
+        )
+        self.upstreams = [
+            self.broker.upstream, self.datafiles.upstream, self.segments.upstream, self.predictions.upstream,
+            self.logx.upstream, self.odp_events.upstream,
+        ]  # fmt: skip
+        if self.profiles is not None and self.profiles.upstream is not None:
+            self.upstreams.append(self.profiles.upstream)
         self.consumers: list[GroupConsumer] = []
         self._producer: AIOKafkaProducer | None = None
         self._others: list[AIOKafkaConsumer | AIOKafkaAdminClient] = []
@@ -91,6 +102,7 @@ class Worker:
         self._awaited = "the datafiles"
         await self.datafiles.settled()
         self._awaited = ""
+        self.broker.start()
         letters = self._sink(settings.topics.dead_letters, topics, None)
         for role in settings.roles:
             self.consumers.append(await self._consumer(role, admin, topics, letters))
@@ -106,6 +118,7 @@ class Worker:
     ) -> GroupConsumer:
         kafka, names = self.settings.kafka, self.settings.topics
         consumer = await client.start_client(client.group_consumer(kafka, role))
+        self.broker.follow(role, consumer)
         scanner = await client.start_client(client.scanner(kafka))
         self._others.append(scanner)
         lease = Lease(kafka.session_timeout - kafka.heartbeat_interval)
@@ -128,7 +141,10 @@ class Worker:
     def _sink(self, topic: str, topics: Mapping[str, TopicFacts], lease: Lease | None) -> Sink:
         assert self._producer is not None
         partitions = topics[topic].partitions
-        return Sink(self._producer, topic, partitions=partitions, metrics=self.metrics, fail=give_up, lease=lease)
+        return Sink(
+            self._producer, topic, partitions=partitions, metrics=self.metrics, fail=give_up, lease=lease,
+            requests=self.broker.produce,
+        )  # fmt: skip
 
     def _role(self, role: Role, max_result_bytes: int) -> RoleSpec:
         settings, kafka = self.settings, self.settings.kafka
@@ -187,6 +203,7 @@ class Worker:
         parts = (
             self.decider, self.profiles, self.predictions, self.segments, self.logx, self.odp_events, self.datafiles,
         )  # fmt: skip
+        self.broker.close()
         for part in parts:
             if part is not None:
                 await part.close()
@@ -213,8 +230,12 @@ class Worker:
             return ["waiting for the groups to be joined"]
         return [f"waiting for partitions of role {name}" for name in joining]
 
+    def outages(self) -> list[Outage]:
+        return [outage for upstream in self.upstreams for outage in upstream.outages()]
+
     def status(self) -> Mapping[str, Any]:
         return {
+            "outages": [outage.document() for outage in self.outages()],
             "roles": {
                 consumer.role.name: {
                     "partitions": len(consumer.partitions),

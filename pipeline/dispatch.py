@@ -21,12 +21,12 @@ from pipeline.errors import PayloadRefused, Rejected, Unavailable, UpstreamError
 from pipeline.limits import Backoff
 from pipeline.messages.delivery import Chunk, Delivery
 from pipeline.metrics import Metrics
+from pipeline.outage import DENIED, UNAVAILABLE, Outage, Upstream
 
 K = TypeVar("K", bound=Hashable)
 K_contra = TypeVar("K_contra", contravariant=True)
 
 COUNT, BYTES, LINGER, DRAIN = TRIGGERS = ("count", "bytes", "linger", "drain")
-UNAVAILABLE, DENIED = REASONS = ("unavailable", "denied")
 OUTCOMES = ("ok", "retried", "denied", "split", "refused")
 
 log = structlog.get_logger("pipeline.dispatch")
@@ -107,17 +107,17 @@ class Lane(Generic[K]):
         "closed",
         "due",
         "failures",
-        "held",
         "key",
         "offered",
         "opened",
+        "outage",
         "overhead",
         "retry",
         "timer",
         "under_way",
     )
 
-    def __init__(self, key: K, overhead: int) -> None:
+    def __init__(self, key: K, overhead: int, outage: Outage) -> None:
         self.key = key
         self.overhead = overhead
         self.opened: Batch | None = None
@@ -127,7 +127,7 @@ class Lane(Generic[K]):
         self.due = False
         self.timer: asyncio.Handle | None = None
         self.failures = 0
-        self.held: str | None = None
+        self.outage = outage
         self.retry: asyncio.TimerHandle | None = None
         self.offered = False
 
@@ -174,6 +174,7 @@ class Dispatcher(Generic[K]):
         linger: float, max_in_flight: int, metrics: Metrics, backoff: Backoff,
     ) -> None:  # fmt: skip
         self._destination = destination
+        self.upstream = Upstream(destination, metrics)
         self._post = post
         self._max_events, self._max_bytes = max_events, max_bytes
         self._overhead = overhead
@@ -188,7 +189,6 @@ class Dispatcher(Generic[K]):
         self._closed = False
         self._outcomes = {outcome: metrics.dispatches.labels(destination, outcome) for outcome in OUTCOMES}
         self._cuts = {trigger: metrics.dispatch_cuts.labels(destination, trigger) for trigger in TRIGGERS}
-        self._held = {reason: metrics.upstream_held.labels(destination, reason) for reason in REASONS}
         self._events = metrics.dispatched_events.labels(destination)
         self._bytes = metrics.dispatched_bytes.labels(destination)
         self._batch_events = metrics.events_per_dispatch.labels(destination)
@@ -203,7 +203,7 @@ class Dispatcher(Generic[K]):
             return
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = Lane(key, self._overhead(key))
+            lane = self._lanes[key] = Lane(key, self._overhead(key), self._outage())
         batch = lane.opened
         if batch is not None and (trigger := self._full(batch, len(part), events)):
             self._cut(lane, trigger)
@@ -224,7 +224,7 @@ class Dispatcher(Generic[K]):
     @property
     def held(self) -> bool:
         """The destination does not take what it is sent, for one key at least."""
-        return any(lane.held is not None for lane in self._lanes.values())
+        return bool(self.upstream.outages())
 
     async def drain(self) -> None:
         """Send what was added until now without lingering and wait until it is settled, however long that takes.
@@ -252,6 +252,11 @@ class Dispatcher(Generic[K]):
         self._lanes.clear()
         self._ready.clear()
         self._progress.set()
+
+    def _outage(self) -> Outage:
+        return self.upstream.outage(
+            begins="dispatch held", ends="dispatch resumed", log=log, destination=self._destination
+        )
 
     def _full(self, batch: Batch, size: int, events: int) -> str | None:
         return batch.full_for(size, events, max_events=self._max_events, max_bytes=self._max_bytes)
@@ -347,11 +352,7 @@ class Dispatcher(Generic[K]):
         lane.failures += 1
         pause = self._backoff.delay(lane.failures, error.retry_after if isinstance(error, Unavailable) else None)
         lane.retry = asyncio.get_running_loop().call_later(pause, self._probe, lane)
-        if lane.held != reason:
-            lane.held = reason
-            self._show_held()
-            write = log.error if reason == DENIED else log.warning
-            write("dispatch held", destination=self._destination, reason=reason, status=error.status, error=str(error))
+        lane.outage.begin(reason, str(error), status=error.status)
 
     def _probe(self, lane: Lane[K]) -> None:
         lane.retry = None
@@ -364,23 +365,14 @@ class Dispatcher(Generic[K]):
         if lane.retry is not None:
             return  # An answer to an earlier request does not shorten the pause the service asked for.
         lane.failures = 0
-        if lane.held is not None:
-            log.info("dispatch resumed", destination=self._destination, reason=lane.held)
-            lane.held = None
-            self._show_held()
-
-    def _show_held(self) -> None:
-        held = {lane.held for lane in self._lanes.values()}
-        for reason, gauge in self._held.items():
-            gauge.set(reason in held)
+        lane.outage.end()
 
     def _tidy(self, lane: Lane[K]) -> None:
         """Forget a key with nothing on its way, so that keys changed long ago leave nothing behind."""
         if lane.idle and self._lanes.get(lane.key) is lane:
             del self._lanes[lane.key]
             self._progress.set()
-            if lane.held is not None:
-                self._show_held()
+            lane.outage.forget()
 
 
 def _settle(batch: Batch) -> None:

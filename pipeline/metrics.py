@@ -6,11 +6,74 @@ a label. Names carry their unit; counters end in `_total`.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+# Up to an hour: a backlog is worked off after an outage, and the wait of each request in it counts.
+_WAITED_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 _USERS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 _EVENTS = (1, 10, 50, 100, 500, 1000, 2500, 5000, 7500, 10_000)
+
+
+class BulkHistogram(Collector):
+    """A histogram without labels for values of single records: a value costs a tenth of what `observe` of the client's
+    own histogram costs.
+
+    Values are gathered and sorted into buckets a thousand at a time, and when they are scraped. Only the event loop's
+    thread may use it.
+    """
+
+    _labelnames = ()
+    _GATHERED = 1000
+
+    def __init__(self, name: str, text: str, buckets: Sequence[float], registry: CollectorRegistry) -> None:
+        self._name = name
+        self._text = text
+        self.bounds = buckets
+        self._counts = [0] * (len(buckets) + 1)
+        self._sum = 0.0
+        self._values: list[float] = []
+        registry.register(self)
+
+    def observe(self, value: float) -> None:
+        self._values.append(value)
+        if len(self._values) >= self._GATHERED:
+            self._count()
+
+    def observe_all(self, values: Iterable[float]) -> None:
+        self._values += values
+        if len(self._values) >= self._GATHERED:
+            self._count()
+
+    def _count(self) -> None:
+        values, self._values = self._values, []
+        self._sum += sum(values)
+        values.sort()
+        below = 0
+        for bucket, bound in enumerate(self.bounds):
+            end = bisect_right(values, bound, below)
+            self._counts[bucket] += end - below
+            below = end
+            if below == len(values):
+                return
+        self._counts[-1] += len(values) - below
+
+    def describe(self) -> Iterable[HistogramMetricFamily]:
+        return [HistogramMetricFamily(self._name, self._text)]
+
+    def collect(self) -> Iterable[HistogramMetricFamily]:
+        self._count()
+        buckets, total = [], 0
+        for bound, count in zip((*self.bounds, float("inf")), self._counts, strict=True):
+            total += count
+            buckets.append((floatToGoString(bound), float(total)))  # type: ignore[no-untyped-call]
+        return [HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)]
 
 
 class Metrics:
@@ -27,6 +90,9 @@ class Metrics:
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"decision_pipeline_{name}", text, labels, registry=registry, buckets=buckets)
+
+        def bulk_histogram(name: str, text: str, buckets: tuple[float, ...]) -> BulkHistogram:
+            return BulkHistogram(f"decision_pipeline_{name}", text, buckets, registry)
 
         # Memory, CPU, start time and open files of the process, by the names that all programs have for them (Linux).
         ProcessCollector(registry=registry)
@@ -82,6 +148,12 @@ class Metrics:
         self.produce_retries = counter(
             "produce_retries_total", "Batches that waited for a slot and asked again.", "topic"
         )
+        self.kafka_last_response = gauge(
+            "kafka_last_response_timestamp_seconds",
+            "When Kafka last answered a request (heartbeat, fetch, produce; Unix time, 0: not yet). "
+            "Idle, a role sends no produce; without partitions it sends no fetch.",
+            "role", "request",
+        )  # fmt: skip
         self.dead_letters = counter("dead_letters_total", "Records written to the dead letters.", "role", "reason")
 
         # Decide
@@ -92,6 +164,14 @@ class Metrics:
         )
         self.decide_seconds = histogram(
             "decide_chunk_seconds", "Time the event loop was held by one chunk of requests.", _SECONDS
+        )
+
+        self.decide_latency = bulk_histogram(
+            "decide_latency_seconds",
+            "Time from a request record's timestamp until Kafka acknowledged its result, errors and expired counted. "
+            "With CreateTime the producer's clock is part of it; a timestamp in the future, or none, counts as 0. "
+            "A replayed dead letter counts from its own append.",
+            _WAITED_SECONDS,
         )
 
         # Datafiles
@@ -125,6 +205,12 @@ class Metrics:
         )
         self.segment_failures = counter(
             "segment_failures_total", "Requests whose user's segments could not be had.", "reason"
+        )
+        self.segment_wait = bulk_histogram(
+            "segment_wait_seconds",
+            "Time from the first question for a user's segments until the answer, or the failure, came. "
+            "Remembered segments are not waited for.",
+            _WAITED_SECONDS,
         )
         self.odp_queries = counter(
             "odp_queries_total", "GraphQL requests by outcome: ok, partial, unavailable, denied, refused.", "outcome"
@@ -178,12 +264,22 @@ class Metrics:
         self.dispatch_cuts = counter(
             "dispatch_cuts_total", "What closed a batch: count, bytes, linger, drain.", "destination", "trigger"
         )
-        self.upstream_held = gauge(
-            "upstream_held",
-            "1 while requests to a service are held: reason unavailable or denied.",
+
+        # Upstreams: kafka, cdn, odp_segments, odp_events, logx, cmab, redis
+        self.upstream_blocked = gauge(
+            "upstream_blocked",
+            "1 during an outage of a service: unavailable, denied (access), refused (no answer of it can be used). "
+            "Upstreams: kafka, cdn, odp_segments, odp_events, logx, cmab, redis.",
             "upstream",
             "reason",
         )
+        self.upstream_last_response = gauge(
+            "upstream_last_response_timestamp_seconds",
+            "When a service last gave a good answer (Unix time, 0: not yet). Most are asked on demand only.",
+            "upstream",
+        )
+
+        # Process
         self.loop_stall_seconds = gauge(
             "event_loop_longest_stall_seconds", "Longest time the event loop was held since the start."
         )

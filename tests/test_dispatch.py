@@ -86,7 +86,7 @@ class Bench:
         return self.sample("dispatch_cuts_total", destination="desk", trigger=trigger)
 
     def held(self, reason: str) -> float:
-        return self.sample("upstream_held", upstream="desk", reason=reason)
+        return self.sample("upstream_blocked", upstream="desk", reason=reason)
 
 
 @asynccontextmanager

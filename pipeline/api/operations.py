@@ -1,7 +1,8 @@
 """/health, /ready and /metrics.
 
 Health is progress, not a ping: it fails when work stands still and only a restart could help. An outage of Kafka, the
-CDN, ODP or logx is no reason. Ready means: every datafile is loaded or known to be bad, and the groups were joined.
+CDN, ODP or logx is no reason, and is told by both. Ready means: every datafile is loaded or known to be bad, and the
+groups were joined.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from pipeline.errors import StartFailed
+from pipeline.outage import Outage
 from pipeline.settings import OpsSettings
 
 log = structlog.get_logger("pipeline.operations")
@@ -28,6 +30,9 @@ class Observed(Protocol):
 
     def awaited(self) -> list[str]:
         """What the start still waits for, one sentence each; empty once the worker is ready."""
+
+    def outages(self) -> list[Outage]:
+        """Of the services that the worker depends on, those under way."""
 
     def status(self) -> Mapping[str, Any]:
         """Roles, partitions and datafiles, for a person."""
@@ -73,7 +78,9 @@ class Operations:
 
     async def _ready(self, _: web.Request) -> web.Response:
         awaited = self._observed.awaited()
-        return _json({"status": "waiting" if awaited else "ready", "awaited": awaited}, bool(awaited))
+        outages = [outage.sentence() for outage in self._observed.outages()]
+        document = {"status": "waiting" if awaited else "ready", "awaited": awaited, "outages": outages}
+        return _json(document, bool(awaited))
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -19,11 +19,14 @@ from pipeline.decision import Wanted
 from pipeline.errors import PredictionUnavailable, Unavailable, UpstreamError
 from pipeline.limits import Backoff
 from pipeline.metrics import Metrics
+from pipeline.outage import Upstream
 from pipeline.settings import CmabSettings
 from pipeline.transport import Transport
 
 OUTCOMES = ("ok", "retried", "failed", "overloaded", "held")
 _MAX_ANSWER_BYTES = 64 * 1024
+# Only decisions ask: after an experiment was stopped, or without traffic, nobody finds out.
+_FORGET_SECONDS = 300.0
 
 
 class _Nonsense(Exception):
@@ -56,7 +59,10 @@ class CmabClient:
         self._seconds = metrics.cmab_request_seconds
         # Half of the slots stay for rules that are answered, however many others hang.
         most_probes = max(1, settings.max_in_flight // 2)
-        self._circuits = Circuits(self._backoff, overdue=settings.fetch_deadline, most_probes=most_probes)
+        self.upstream = Upstream("cmab", metrics, forget_after=_FORGET_SECONDS)
+        self._circuits = Circuits(
+            self._backoff, overdue=settings.fetch_deadline, most_probes=most_probes, upstream=self.upstream
+        )
 
     async def predict(self, user_id: str, wanted: Wanted, uuid: str) -> str:
         """The variation id. Raises PredictionUnavailable, at the latest after `cmab.fetch_deadline`."""
@@ -114,7 +120,7 @@ class CmabClient:
 
     def _given_up(self, question: _Question, reason: str) -> PredictionUnavailable:
         if question.unanswered:
-            self._circuits.failed(question.rule_id, probed=question.probes)
+            self._circuits.failed(question.rule_id, probed=question.probes, reason=reason)
         elif question.tries:
             # With a refusal, or with nonsense.
             self._circuits.answered(question.rule_id, well=False)

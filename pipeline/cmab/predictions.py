@@ -38,6 +38,7 @@ class Predictions:
     ) -> None:
         self._settings = settings
         self._client = CmabClient(transport=transport, settings=settings, metrics=metrics, backoff=backoff)
+        self.upstream = self._client.upstream
         self._cache = MemoryCache(
             size=settings.cache_size, timeout=settings.cache_timeout, evicted=metrics.cmab_cache_evictions.inc
         )

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from http import HTTPStatus
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
 import structlog
@@ -26,6 +26,7 @@ from pipeline.errors import AccessRefused, DatafileRefused, Unavailable, Upstrea
 from pipeline.limits import Backoff
 from pipeline.messages.words import UNKNOWN_KEY
 from pipeline.metrics import Metrics
+from pipeline.outage import UNAVAILABLE, Upstream
 from pipeline.project import ProjectConfig, compile_datafile
 from pipeline.settings import OptimizelySettings, masked
 from pipeline.transport import Answer, Transport
@@ -71,11 +72,12 @@ class Datafiles:
         self._interval = settings.poll_interval
         # One for all keys, and its own: names are looked up in asyncio's, and must not wait for a compilation.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="datafiles")
+        self.upstream = Upstream("cdn", metrics)
         self._watched = {
             key: _Watched(
                 key, transport=transport, settings=settings, metrics=metrics, compile=compile, clock=clock,
                 backoff=Backoff(first=FIRST_RETRY, cap=settings.poll_interval, rng=self._rng),
-                thread=self._thread,
+                thread=self._thread, upstream=self.upstream,
             )
             for key in settings.sdk_keys
         }  # fmt: skip
@@ -179,7 +181,7 @@ class _Watched:
 
     def __init__(
         self, key: str, *, transport: Transport, settings: OptimizelySettings, metrics: Metrics, compile: Compile,  # noqa: A002
-        clock: Callable[[], float], backoff: Backoff, thread: ThreadPoolExecutor,
+        clock: Callable[[], float], backoff: Backoff, thread: ThreadPoolExecutor, upstream: Upstream,
     ) -> None:  # fmt: skip
         self.key = key
         self.name = masked(key)
@@ -197,7 +199,9 @@ class _Watched:
         self._confirmed: float | None = None
         self._failures = 0
         self._retry_after: float | None = None
-        self._reported: tuple[str, str] | None = None
+        self._outage = upstream.outage(
+            begins="datafile failed", ends="datafile polling recovered", log=log, sdk_key=self.name
+        )
         self._stale = False
         self._polls = {outcome: metrics.datafile_polls.labels(self.name, outcome) for outcome in OUTCOMES}
         self._loaded_gauge = metrics.datafile_loaded.labels(self.name)
@@ -313,36 +317,34 @@ class _Watched:
         self._confirmed = self._clock()
         self._loaded_gauge.set_to_current_time()
         self._denied_gauge.set(0)
-        if self._reported is not None:
-            log.info("datafile polled well again", sdk_key=self.name)
-            self._reported = None
+        self._outage.end()
 
     def _denied(self, error: AccessRefused) -> None:
         self._denied_gauge.set(1)
         self.verdict = _agents_words(self.key, error.status)
-        self._note(DENIED, str(error), log.error, edge=str(error.status), advice=_DENIED_ADVICE)
+        self._note(DENIED, str(error), edge=str(error.status), advice=_DENIED_ADVICE)
 
     def _refused(self, reason: str) -> None:
         self._denied_gauge.set(0)
         if self.verdict is not None:
             self.verdict = _agents_words(self.key, HTTPStatus.OK)
         self._retry_after = None
-        self._note(REFUSED, reason, log.error, edge=reason)
+        self._note(REFUSED, reason, edge=reason)
 
     def _failed(self, error: UpstreamError) -> None:
         self._retry_after = error.retry_after if isinstance(error, Unavailable) else None
-        self._note(FAILED, str(error), log.warning)
+        self._note(FAILED, str(error))
 
-    def _note(self, outcome: str, text: str, write: Callable[..., object], *, edge: str = "", **more: str) -> None:
-        """Count each time, say it once: again only when it is something else."""
+    def _note(self, outcome: str, text: str, *, edge: str = "", **more: Any) -> None:
+        """Count each failure; the outage says it once, and again only when it is something else."""
         self._polls[outcome].inc()
         self._failures += 1
         # Errors of the HTTP client may quote the address, and so the key.
         self.fault = text.replace(self.key, self.name).replace(self._quoted, self.name)
-        if self._reported != (outcome, edge):
-            self._reported = (outcome, edge)
-            in_use = self.project.revision if self.project is not None else None
-            write(f"datafile {outcome}", sdk_key=self.name, error=self.fault, revision_in_use=in_use, **more)
+        self._outage.begin(
+            UNAVAILABLE if outcome == FAILED else outcome, self.fault, message=f"datafile {outcome}", edge=edge,
+            revision_in_use=self.project.revision if self.project is not None else None, **more,
+        )  # fmt: skip
 
     def _note_age(self) -> None:
         """Judged after a poll, so an interval longer than the bound does not make a healthy datafile stale."""

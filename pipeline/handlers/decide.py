@@ -385,7 +385,8 @@ class DecideHandler:
         if record.headers:
             copied = self._shared.copied
             headers += [header for header in record.headers if header[0] in copied]
-        return Result(record.key if record.key is not None else request.user_id.encode(), value, headers)
+        key = record.key if record.key is not None else request.user_id.encode()
+        return Result(key, value, headers, record.timestamp)
 
     def publish(self, chunk: Chunk, results: list[Result]) -> None:
         if results:

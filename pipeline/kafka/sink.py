@@ -17,6 +17,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 from aiokafka.producer.message_accumulator import BatchBuilder
 
+from pipeline.kafka.broker import Requests
 from pipeline.kafka.lease import Lease
 from pipeline.messages.delivery import Result
 from pipeline.metrics import Metrics
@@ -37,14 +38,24 @@ class Receipt(Protocol):
         """`count` records appended for it lie at or after offset `low`."""
 
 
+def waits(requested_at: Sequence[int], now: float) -> list[float]:
+    """Seconds from each timestamp (ms) until now (ms).
+
+    A producer's clock may be ahead, and -1 is Kafka's word for no timestamp: both count as 0, or they spoil the sum.
+    """
+    return [(now - at) / 1000 if 0 <= at <= now else 0.0 for at in requested_at]
+
+
 class _Batch:
-    __slots__ = ("builder", "count", "octets", "receipts")
+    __slots__ = ("builder", "count", "octets", "receipts", "requested_at")
 
     def __init__(self, builder: BatchBuilder) -> None:
         self.builder = builder
         self.count = 0
         self.octets = 0
         self.receipts: list[tuple[Receipt, int]] = []
+        self.requested_at: list[int] = []
+        """The timestamps of the requests that are answered in it."""
 
 
 class Lane:
@@ -110,6 +121,8 @@ class Lane:
                 batch.builder.append(timestamp=now, key=key, value=value, headers=headers)
             appended += 1
             octets += len(value)
+            if record.requested_at is not None:
+                batch.requested_at.append(record.requested_at)
         self._tally(batch, appended, octets, receipt)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(
@@ -166,6 +179,20 @@ class Lane:
         sink = self._sink
         started = time.perf_counter()
         builder.close()
+        target = (sink.topic, self._partition)
+        sink.requests.began(target)
+        try:
+            offset = await self._acknowledged(builder)
+        except BaseException:
+            # Cancelled, or refused for good: the process ends.
+            sink.requests.dropped(target)
+            raise
+        sink.requests.answered(target)
+        sink.seconds.observe(time.perf_counter() - started)
+        return offset
+
+    async def _acknowledged(self, builder: BatchBuilder) -> int:
+        sink = self._sink
         while True:
             try:
                 future = await sink.producer.send_batch(builder, sink.topic, partition=self._partition)
@@ -174,7 +201,6 @@ class Lane:
                 # The wait for a free slot timed out: nothing was queued, so asking again cannot write twice.
                 sink.retries.inc()
         metadata = await future
-        sink.seconds.observe(time.perf_counter() - started)
         offset: int = metadata.offset
         return offset
 
@@ -185,6 +211,8 @@ class Lane:
             self.end = max(self.end, offset + batch.count)
         self.octets -= batch.octets
         self._sink.written.inc(batch.count)
+        if batch.requested_at:
+            self._sink.latency.observe_all(waits(batch.requested_at, time.time() * 1000))
         for receipt, count in batch.receipts:
             receipt.acknowledged(count, low)
         self._let_go_on()
@@ -195,9 +223,12 @@ class Sink:
 
     def __init__(
         self, producer: AIOKafkaProducer, topic: str, *,
-        partitions: int, metrics: Metrics, fail: Fail, lease: Lease | None = None,
+        partitions: int, metrics: Metrics, fail: Fail, lease: Lease | None = None, requests: Requests | None = None,
     ) -> None:  # fmt: skip
-        """`lease` is that of the partitions whose results are written here; without one anybody may write."""
+        """`lease` is that of the partitions whose results are written here; without one anybody may write.
+
+        `requests` hears which batches Kafka has not acknowledged yet.
+        """
         self.producer = producer
         self.topic = topic
         self.partitions = partitions
@@ -207,6 +238,8 @@ class Sink:
         self.written = metrics.records_produced.labels(topic)
         self.seconds = metrics.produce_seconds.labels(topic)
         self.retries = metrics.produce_retries.labels(topic)
+        self.latency = metrics.decide_latency
+        self.requests = Requests() if requests is None else requests
         self._lanes: dict[int, Lane] = {}
 
     @property

@@ -38,6 +38,7 @@ class Logx:
             metrics=metrics,
             backoff=backoff or Backoff(),
         )
+        self.upstream = self._dispatcher.upstream
 
     def add(self, envelope: Envelope, visitor: bytes, events: int, chunk: Chunk, record: Delivery) -> None:
         """Take one visitor; never blocks. The chunk gets one settlement for it: done, or the record rejected."""

@@ -18,6 +18,7 @@ import structlog
 from pipeline.errors import AccessRefused, PayloadRefused, SegmentsUnavailable, Unavailable, UpstreamError
 from pipeline.limits import Backoff
 from pipeline.odp.graphql import Outcome, QueryTooLarge
+from pipeline.outage import DENIED, REFUSED, UNAVAILABLE, Upstream
 from pipeline.settings import OdpSettings
 
 # Failures in a row from which requests pause and go one at a time; a single failure is asked again at once.
@@ -70,7 +71,7 @@ class Coalescer:
 
     def __init__(
         self, ask: Callable[[Sequence[str]], Coroutine[Any, Any, list[Outcome]]], settings: OdpSettings,
-        *, limit: int, backoff: Backoff,
+        *, limit: int, backoff: Backoff, upstream: Upstream,
     ) -> None:  # fmt: skip
         self.limit = limit
         self._most = settings.max_users_per_query
@@ -88,7 +89,9 @@ class Coalescer:
         self._turn: asyncio.TimerHandle | None = None
         self._failures = 0
         self._paused_until = 0.0
-        self._trouble: str | None = None
+        self._outage = upstream.outage(
+            begins="segments cannot be fetched", ends="segments can be fetched again", log=log
+        )
 
     @property
     def idle(self) -> bool:
@@ -163,17 +166,17 @@ class Coalescer:
         except (PayloadRefused, QueryTooLarge) as error:
             self._refused(group, error)
         except AccessRefused as error:
-            self._told("denied", str(error))
+            self._outage.begin(DENIED, str(error))
             _fail(group, SegmentsUnavailable("denied", f"audience segments fetch failed ({error})"))
         except SegmentsUnavailable as error:
-            self._told(error.reason, str(error))
+            self._outage.begin(DENIED, str(error), edge=error.reason)
             _fail(group, error)
         except UpstreamError as error:
             # An answer too large to read is a reason to ask for fewer; other statuses are no answer to a query at all.
             if 200 <= error.status < 300:
                 self._refused(group, error)
             else:
-                self._told("refused", str(error))
+                self._outage.begin(REFUSED, str(error))
                 _fail(group, SegmentsUnavailable("refused", f"audience segments fetch failed ({error})"))
         else:
             self._answered(group, outcomes)
@@ -203,7 +206,7 @@ class Coalescer:
         if self._loop.time() < self._paused_until:
             return  # An answer to an earlier query does not shorten the pause the service asked for.
         self._failures, self.failure = 0, None
-        self._told(None, "")
+        self._outage.end()
 
     def _passed(self, blame: Blame | None) -> None:
         if blame is None:
@@ -248,19 +251,7 @@ class Coalescer:
         if self._failures >= PAUSE_AFTER or error.retry_after is not None:
             pause = self._backoff.delay(max(1, self._failures - PAUSE_AFTER + 1), error.retry_after)
             self._paused_until = now + pause
-            self._told("unavailable", str(error))
-
-    def _told(self, trouble: str | None, error: str) -> None:
-        """Log where trouble begins, changes and ends, not each time."""
-        if trouble == self._trouble:
-            return
-        self._trouble = trouble
-        if trouble is None:
-            log.info("segments can be fetched again")
-        elif trouble == "unavailable":
-            log.warning("segments cannot be fetched", reason=trouble, error=error)
-        else:
-            log.error("segments cannot be fetched", reason=trouble, error=error)
+            self._outage.begin(UNAVAILABLE, str(error))
 
 
 def _fail(group: Group, failure: SegmentsUnavailable) -> None:

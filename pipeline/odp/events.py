@@ -63,6 +63,7 @@ class OdpEvents:
             metrics=metrics,
             backoff=backoff or Backoff(),
         )
+        self.upstream = self._dispatcher.upstream
 
     @property
     def held(self) -> bool:

@@ -24,6 +24,7 @@ from pipeline.metrics import Metrics
 from pipeline.odp.client import OdpAccount, OdpClient
 from pipeline.odp.coalescer import Coalescer
 from pipeline.odp.graphql import Outcome
+from pipeline.outage import Upstream
 from pipeline.settings import OdpSettings
 from pipeline.transport import Transport
 
@@ -33,6 +34,8 @@ REASONS = (
     "host_not_allowed", "overloaded", "expired",
 )  # fmt: skip
 _MAX_ACCOUNTS = 1024
+# Accounts that a new datafile replaced are asked no more, whatever they said last.
+_FORGET_SECONDS = 300.0
 
 
 class Question:
@@ -103,6 +106,7 @@ class Segments:
             size=settings.cache_size if settings.unknown_user_timeout else 0,
             timeout=settings.unknown_user_timeout, clock=clock,
         )  # fmt: skip
+        self.upstream = Upstream("odp_segments", metrics, forget_after=_FORGET_SECONDS)
         self._accounts: dict[OdpAccount, Account] = {}
         self._last: tuple[OdpAccount, Account] | None = None
         self._numbers = count()
@@ -119,6 +123,7 @@ class Segments:
         self._misses = metrics.segment_lookups.labels("miss")
         self._bypasses = metrics.segment_lookups.labels("bypass")
         self._unknowns = metrics.segment_lookups.labels("unknown")
+        self._waited = metrics.segment_wait.observe
         self._failures = {reason: metrics.segment_failures.labels(reason) for reason in REASONS}
 
     def peek(self, account: OdpAccount, user_id: str) -> Outcome | None:
@@ -233,7 +238,10 @@ class Segments:
         for other, known in self._accounts.items():
             if (other.host, other.key) == (account.host, account.key):
                 limit = min(limit, known.coalescer.limit)
-        coalescer = Coalescer(partial(self._client.ask, account), self._settings, limit=limit, backoff=self._backoff)
+        coalescer = Coalescer(
+            partial(self._client.ask, account), self._settings,
+            limit=limit, backoff=self._backoff, upstream=self.upstream,
+        )  # fmt: skip
         return Account(next(self._numbers), coalescer)
 
     def _settle(self, question: Question, outcome: Outcome) -> None:
@@ -243,6 +251,8 @@ class Segments:
             del self._questions[question.key]
             if question.save:
                 self._remember(question.key, outcome)
+        if question.wanted:
+            self._waited(asyncio.get_running_loop().time() - question.since)
         waiters, question.waiters = question.waiters, []
         self._waiting -= question.waiting
         question.waiting = 0
@@ -298,7 +308,10 @@ class Segments:
         question.waiting -= 1
         self._waiting -= 1
         self._fail(waiter.future, self._late(waiter))
-        if not question.wanted and self._questions.get(question.key) is question:
+        if question.wanted:
+            return
+        self._waited(asyncio.get_running_loop().time() - question.since)
+        if self._questions.get(question.key) is question:
             del self._questions[question.key]
 
     def _late(self, waiter: Waiter) -> SegmentsUnavailable:

@@ -14,6 +14,7 @@ class MemoryProfiles:
     """For a single worker, and only until it ends: at most `max_users`, the one asked for longest ago leaves first."""
 
     def __init__(self, settings: ProfilesSettings, metrics: Metrics) -> None:
+        self.upstream = None
         self._most = settings.max_users
         self._known: OrderedDict[str, Profile] = OrderedDict()
         self._lookups = {name: metrics.profile_lookups.labels(name) for name in ("found", "none")}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from pipeline.outage import Upstream
+
 Profile = Mapping[str, str]
 """Experiment id to variation id."""
 
@@ -14,6 +16,10 @@ NEW: Profile = {}
 
 class Profiles(Protocol):
     """Where profiles are kept."""
+
+    @property
+    def upstream(self) -> Upstream | None:
+        """The service that keeps them; None where there is none."""
 
     async def lookup(self, user_ids: Sequence[str]) -> Sequence[Profile | None]:
         """The users' profiles in their order, empty for a new user.

@@ -21,10 +21,13 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from pipeline.metrics import Metrics
+from pipeline.outage import UNAVAILABLE, Upstream
 from pipeline.profiles.profile import NEW, Profile
 from pipeline.settings import ProfilesSettings
 
 _PAUSE_SECONDS = 1.0
+# Saves are rare, and may end for good while Redis is full.
+_FORGET_SECONDS = 300.0
 # To write and read so many takes a few milliseconds of the loop; thousands would miss their own deadline.
 _MOST_USERS = 250
 # What Redis says where somebody keeps something else than a text under a user's key.
@@ -76,8 +79,9 @@ class RedisProfiles:
         self._saves = {name: metrics.profile_saves.labels(name) for name in ("ok", "failed", "unreadable")}
         seconds, timeout = metrics.profile_request_seconds, settings.timeout
         # Apart: a Redis that is full, or a user without the right, may be read and not written.
-        self._reading = _Together(self._read, "profiles cannot be read", timeout, seconds.labels("lookup"))
-        self._writing = _Together(self._write, "profiles cannot be saved", timeout, seconds.labels("save"))
+        self.upstream = upstream = Upstream("redis", metrics, forget_after=_FORGET_SECONDS)
+        self._reading = _Together(self._read, "profiles cannot be read", timeout, seconds.labels("lookup"), upstream)
+        self._writing = _Together(self._write, "profiles cannot be saved", timeout, seconds.labels("save"), upstream)
 
     async def lookup(self, user_ids: Sequence[str]) -> Sequence[Profile | None]:
         try:
@@ -136,8 +140,9 @@ class _Together(Generic[_Q, _A]):
     """
 
     def __init__(
-        self, request: Callable[[Sequence[_Q]], Awaitable[Sequence[_A]]], fault: str, timeout: float, seconds: Histogram
-    ) -> None:
+        self, request: Callable[[Sequence[_Q]], Awaitable[Sequence[_A]]], fault: str, timeout: float,
+        seconds: Histogram, upstream: Upstream,
+    ) -> None:  # fmt: skip
         self._request = request
         self._fault = fault
         self._timeout = timeout
@@ -145,7 +150,9 @@ class _Together(Generic[_Q, _A]):
         self._asked: deque[_Asked[_Q, _A]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._resumes = 0.0
-        self._since: float | None = None
+        self._outage = upstream.outage(
+            begins=f"{fault}: decisions are made all the same", ends=f"{fault}: over", log=log
+        )
 
     def ask(self, questions: Sequence[_Q]) -> asyncio.Future[Sequence[_A]]:
         """The answers in their order, or _Unanswered; a failure nobody looks at is not reported by asyncio."""
@@ -212,13 +219,9 @@ class _Together(Generic[_Q, _A]):
             answers = await self._tried(questions)
         except (RedisError, OSError, TimeoutError) as error:
             self._resumes = time.monotonic() + _PAUSE_SECONDS
-            if self._since is None:
-                self._since = time.monotonic()
-                log.warning(f"{self._fault}: decisions are made all the same", reason=_said(error))
+            self._outage.begin(UNAVAILABLE, _said(error))
             raise _Unanswered from None
-        if self._since is not None:
-            log.info(f"{self._fault}: over", seconds=round(time.monotonic() - self._since, 1))
-            self._since = None
+        self._outage.end()
         return answers
 
     async def _tried(self, questions: Sequence[_Q]) -> Sequence[_A]:

@@ -8,11 +8,13 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
+import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.api.operations import Operations
 from pipeline.errors import StartFailed
 from pipeline.metrics import Metrics
+from pipeline.outage import UNAVAILABLE, Outage, Upstream
 from pipeline.settings import OpsSettings
 from tests.handlers.chunks import new_metrics
 
@@ -23,12 +25,17 @@ class Worker:
     def __init__(self) -> None:
         self.stands: list[str] = []
         self.waits: list[str] = []
+        self.clock = 1000.0
+        self.upstream = Upstream("logx", new_metrics(), clock=lambda: self.clock)
 
     def stuck(self) -> list[str]:
         return self.stands
 
     def awaited(self) -> list[str]:
         return self.waits
+
+    def outages(self) -> list[Outage]:
+        return self.upstream.outages()
 
     def status(self) -> Mapping[str, Any]:
         return {"roles": {"decide": {"partitions": 4}}}
@@ -75,11 +82,14 @@ async def test_health_is_ok_while_work_moves_and_503_when_it_stands_still(bench:
 @pytest.mark.asyncio
 async def test_ready_says_what_is_waited_for(bench: Bench) -> None:
     bench.worker.waits = ["waiting for the datafiles"]
-    assert await bench.get("/ready") == (503, {"status": "waiting", "awaited": ["waiting for the datafiles"]})
+    assert await bench.get("/ready") == (
+        503,
+        {"status": "waiting", "awaited": ["waiting for the datafiles"], "outages": []},
+    )
     # Not ready is not unhealthy: a restart would not help.
     assert (await bench.get("/health"))[0] == 200
     bench.worker.waits = []
-    assert await bench.get("/ready") == (200, {"status": "ready", "awaited": []})
+    assert await bench.get("/ready") == (200, {"status": "ready", "awaited": [], "outages": []})
 
 
 @pytest.mark.asyncio
@@ -127,3 +137,21 @@ async def test_a_port_in_use_is_named_with_the_setting_that_changes_it(bench: Be
 @pytest.mark.asyncio
 async def test_closing_what_was_never_started_is_nothing() -> None:
     await Operations(Worker(), new_metrics().registry, OpsSettings(port=0)).close()
+
+
+@pytest.mark.asyncio
+async def test_an_outage_is_said_with_its_seconds_and_makes_nobody_unready(bench: Bench) -> None:
+    outage = bench.worker.upstream.outage(begins="held", ends="resumed", log=structlog.get_logger(), account="7")
+    outage.begin(UNAVAILABLE, "HTTP 503")
+    bench.worker.clock += 12
+    assert await bench.get("/ready") == (
+        200,
+        {
+            "status": "ready",
+            "awaited": [],
+            "outages": ["logx (account 7) has been unavailable for 12 s: HTTP 503"],
+        },
+    )
+    assert (await bench.get("/health"))[0] == 200
+    outage.end()
+    assert (await bench.get("/ready"))[1]["outages"] == []

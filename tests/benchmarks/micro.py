@@ -29,13 +29,17 @@ from optimizely.helpers.enums import ExperimentAudienceEvaluationLogs
 from optimizely.helpers.sdk_settings import OptimizelySdkSettings
 from optimizely.logger import NoOpLogger
 from optimizely.optimizely import Optimizely
+from prometheus_client import CollectorRegistry, Histogram
 
 from pipeline.decision import Facts, answer
 from pipeline.decision.decider import decide
 from pipeline.decision.visitor import visitor_of
+from pipeline.kafka.sink import waits
 from pipeline.logx.payload import envelope_bytes, impressions
 from pipeline.messages.decide import DecideRequest, parse_decide_request
+from pipeline.messages.delivery import Result
 from pipeline.messages.results import parse_result
+from pipeline.metrics import Metrics
 from pipeline.project import compile_datafile
 from pipeline.project.attributes import MOST_REMEMBERED
 from pipeline.project.outcomes import Outcome
@@ -44,6 +48,7 @@ from tests.benchmarks.project import FLAGS, SEGMENT, datafile, flag_keys, reques
 SDK_DECIDE, SDK_AUDIENCE = "optimizely-sdk decide", "optimizely-sdk audience"
 SDK_EVENT = "create_log_event + json.dumps"
 LOADS = "orjson.loads"
+OBSERVE = "prometheus_client observe"
 
 _TIMESTAMP = 1_700_000_000_000
 _MAX_BYTES = 1024**2
@@ -127,6 +132,7 @@ def cases(size: Size) -> Iterator[Case]:
     yield from _steps("all of 12 flags", 12, (), size.twelve, size.calls)
     yield from _steps("all of 100 flags", 100, (), size.hundred, size.calls)
     yield from _audiences(size.one, size.calls)
+    yield _latency(size.one, size.calls)
     for octets in (size.small, size.large):
         yield _compiling(datafile(pad_bytes=octets), f"compile a datafile of {octets / 1e6:g} MB")
 
@@ -349,6 +355,30 @@ def _compiling(raw: bytes, name: str) -> Case:
         theirs=lambda: orjson.loads(raw),
         says=LOADS,
     )
+
+
+def _latency(users: int, calls: int) -> Case:
+    """What a result costs beside its writing: its request's time is noted, and counted when it is acknowledged."""
+    results = [Result(b"key", b"value", [], _TIMESTAMP + number) for number in range(users)]
+    bulk = Metrics(CollectorRegistry()).decide_latency
+    single = Histogram("latency_seconds", "By the library.", registry=CollectorRegistry(), buckets=bulk.bounds)
+    now = _TIMESTAMP + users + 20
+
+    def noted() -> list[int]:
+        requested_at: list[int] = []
+        for result in results:
+            if result.requested_at is not None:
+                requested_at.append(result.requested_at)  # noqa: PERF401 - as in the loop that appends to a batch
+        return requested_at
+
+    def theirs() -> None:
+        for waited in waits(noted(), now):
+            single.observe(waited)
+
+    return Case(
+        name="count the latency of a result", operations=users, calls=calls,
+        ours=lambda: bulk.observe_all(waits(noted(), now)), theirs=theirs, says=OBSERVE,
+    )  # fmt: skip
 
 
 def _requests(keys: Sequence[str], users: int, *options: str, first: int = 1) -> list[DecideRequest]:

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from structlog.typing import EventDict
 
 from pipeline.cmab import circuits
 from pipeline.cmab.circuits import Circuits
 from pipeline.limits import Backoff
+from pipeline.outage import Upstream
 from pipeline.sandbox.processes import StandIns
 from tests.cmab.test_predictions import Opened, opened
+from tests.handlers.chunks import new_metrics
 from tests.settled import until
 
 WELL, ILL = "7001", "7002"
@@ -24,8 +27,11 @@ LONG = Backoff(0.01, 60.0)
 NEVER = Backoff(60.0, 60.0)
 
 
-def circuits_of(backoff: Backoff, *, overdue: float = 60.0, most_probes: int = 10) -> Circuits:
-    return Circuits(backoff, overdue=overdue, most_probes=most_probes)
+def circuits_of(
+    backoff: Backoff, *, overdue: float = 60.0, most_probes: int = 10, upstream: Upstream | None = None
+) -> Circuits:
+    upstream = upstream or Upstream("cmab", new_metrics())
+    return Circuits(backoff, overdue=overdue, most_probes=most_probes, upstream=upstream)
 
 
 def open_circuit(kept: Circuits, rule: str) -> None:
@@ -242,7 +248,7 @@ def test_a_refusal_ends_an_outage_and_is_no_good_news() -> None:
         kept.tell("a", "HTTP 503")
         kept.answered("a", well=False)
     assert not kept.holds("a")
-    assert [one["event"] for one in logs] == ["predictions fail: decisions that need one are errors"]
+    assert events_of_rules(logs) == [("predictions fail: decisions that need one are errors", "a")]
 
 
 def test_what_was_told_is_told_to_be_over_and_nothing_else() -> None:
@@ -254,15 +260,38 @@ def test_what_was_told_is_told_to_be_over_and_nothing_else() -> None:
             kept.tell(rule, "HTTP 503")
         for rule in "ab":
             kept.answered(rule, well=True)
-    assert [(one["event"].split()[0], one["rule"]) for one in logs] == [("predictions", "a")], (
-        "b is no news, nor its end"
-    )
+    assert [rule for _, rule in events_of_rules(logs)] == ["a"], "b is no news, nor its end"
     kept = circuits_of(NEVER)
     with capture_logs() as logs:
         open_circuit(kept, "a")
         kept.tell("a", "HTTP 503")
         kept.answered("a", well=True)
         kept.answered("a", well=True)
-    assert [one["event"] for one in logs] == [
-        "predictions fail: decisions that need one are errors", "predictions are back",
+    assert events_of_rules(logs) == [
+        ("predictions fail: decisions that need one are errors", "a"), ("predictions are back", "a"),
     ]  # fmt: skip
+
+
+def events_of_rules(logs: list[EventDict]) -> list[tuple[str, str]]:
+    """Lines about single rules: an outage of the whole service has lines of its own."""
+    return [(one["event"], one["rule"]) for one in logs if "rule" in one]
+
+
+def test_the_service_has_an_outage_when_a_circuit_opens_and_no_rule_was_answered_meanwhile() -> None:
+    upstream = Upstream("cmab", new_metrics())
+    kept = circuits_of(NEVER, upstream=upstream)
+    with capture_logs() as logs:
+        for _ in range(4):
+            kept.failed(ILL, probed=False)
+        assert not upstream.blocked("unavailable"), "four may be bad luck"
+        kept.answered(WELL, well=True)
+        kept.failed(ILL, probed=False)
+        assert kept.holds(ILL)
+        assert not upstream.blocked("unavailable"), "one rule's fault is not the service's"
+        assert logs == []
+        open_circuit(kept, WELL)
+        assert upstream.blocked("unavailable")
+        kept.answered(ILL, well=False)
+        assert not upstream.blocked("unavailable"), "a refusal is an answer"
+        assert upstream.answered_at > 0
+    assert [one["log_level"] for one in logs] == ["warning", "info"]

@@ -231,14 +231,20 @@ async def test_a_service_that_does_not_answer_is_asked_now_and_then_and_nobody_w
         assert 5 <= asked < 100, "the first five, and now and then one"
         assert made.count("cmab_requests_total", outcome="failed") == asked
         assert made.count("cmab_requests_total", outcome="held") == 200 - asked
+        assert made.count("upstream_blocked", upstream="cmab", reason="unavailable") == 1
+        assert made.count("upstream_last_response_timestamp_seconds", upstream="cmab") == 0
         stand_ins.control("cmab", status=None)
         async with asyncio.timeout(5):
             while await made.ask() is None:  # noqa: ASYNC110 - a pause of the client's own
                 await asyncio.sleep(0.005)
         assert await made.ask("another") is not None
+        assert made.count("upstream_blocked", upstream="cmab", reason="unavailable") == 0
+        assert made.count("upstream_last_response_timestamp_seconds", upstream="cmab") > 0
     said = "".join(capsys.readouterr())
     assert said.count("predictions fail") == 1
     assert said.count("predictions are back") == 1
+    assert said.count("the prediction service does not answer") == 1
+    assert said.count("the prediction service answers again") == 1
 
 
 async def test_a_silent_service_holds_up_a_full_chunk_for_one_deadline(stand_ins: StandIns) -> None:
@@ -299,8 +305,9 @@ async def test_each_line_counts_the_failures_since_the_one_before(
                 assert await made.ask(f"user {number}") is None
             stand_ins.control("cmab", status=None)
             assert await made.ask() is not None
-    assert [one.get("failures") for one in logs] == [1, 1, 1, 4, None]
-    assert logs[-1]["event"] == "predictions are back"
+    of_rules = [one for one in logs if "rule" in one]
+    assert [one.get("failures") for one in of_rules] == [1, 1, 1, 4, None]
+    assert of_rules[-1]["event"] == "predictions are back"
 
 
 async def test_one_that_finds_out_is_one_failure_however_often_it_is_tried(stand_ins: StandIns) -> None:

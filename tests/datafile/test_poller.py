@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -119,6 +120,10 @@ class Bench:
 
     def polls(self, outcome: str, key: str = KEY) -> float:
         return self.sample("datafile_polls_total", key, outcome=outcome) or 0.0
+
+    def blocked(self, reason: str) -> float | None:
+        labels = {"upstream": "cdn", "reason": reason}
+        return self.registry.get_sample_value("decision_pipeline_upstream_blocked", labels)
 
     def logged(self, event: str) -> list[EventDict]:
         return [one for one in self.logs if one["event"] == event]
@@ -258,7 +263,7 @@ async def test_a_bad_datafile_is_refused_and_does_not_stick(bad: bytes) -> None:
         b.shelf.body = datafile("44")
         await until(lambda: b.revision() == "44")
         assert b.status.error is None
-        assert len(b.logged("datafile polled well again")) == 1
+        assert len(b.logged("datafile polling recovered")) == 1
 
 
 @pytest.mark.asyncio
@@ -401,9 +406,15 @@ async def test_a_key_keeps_its_project_while_the_cdn_is_down_and_its_age_is_seen
         assert (b.revision(), b.status.age, b.sample("datafile_stale")) == ("42", 301, 1)
         assert [one["age"] for one in b.logged("datafile stale")] == [301]
         assert [one["log_level"] for one in b.logged("datafile failed")] == ["warning"]
+        assert b.blocked("unavailable") == 1
         b.shelf.status = None
         await until(lambda: b.sample("datafile_stale") == 0)
         assert b.status.age == 0
+        assert b.blocked("unavailable") == 0
+        (over,) = b.logged("datafile polling recovered")
+        assert over["seconds"] >= 0
+        answered = "decision_pipeline_upstream_last_response_timestamp_seconds"
+        assert b.registry.get_sample_value(answered, {"upstream": "cdn"}) == pytest.approx(time.time(), abs=60)
 
 
 @pytest.mark.asyncio

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -66,6 +68,76 @@ async def test_kafka_is_away_under_load(
     results.close()
     print(f"resumed {resumed:.1f} s after Kafka was back")
     assert resumed < 5
+
+
+@pytest.mark.asyncio
+@pytest.mark.timeout(200)
+async def test_a_broker_that_stands_still_is_seen_told_once_and_told_to_be_back(
+    mortal_kafka: LocalKafka, stand_ins: StandIns, fleet: Callable[..., Fleet]
+) -> None:
+    topics = unique_topics()
+    await create_topics(mortal_kafka.bootstrap_servers, topics, PARTITIONS, PARTITIONS)
+    own = fleet(topics, mortal_kafka)
+    results = Results(mortal_kafka, topics.decide_results, PARTITIONS)
+
+    def play() -> None:
+        worker = own.worker()
+
+        def blocked() -> float:
+            return worker.metric("upstream_blocked", upstream="kafka", reason="unavailable")
+
+        def answered(request: str) -> float:
+            return worker.metric("kafka_last_response_timestamp_seconds", role="decide", request=request)
+
+        def outages() -> list[str]:
+            found: list[str] = json.loads(worker.readiness[1])["outages"]
+            return found
+
+        worker.start()
+        worker.wait_ready()
+        produce(mortal_kafka, topics.decide_requests, requests(100, users=50, keys=[FLAG]))
+        results.read(100, seconds=30)
+        # Nothing more comes, so nothing is written, for longer than an answer may take; a fetch waits for records.
+        before = answered("heartbeat")
+        until(lambda: answered("heartbeat") > before + 6, timeout=30, what="six seconds without a request")
+        assert 0 < answered("produce") <= before + 1
+        assert (blocked(), outages()) == (0, [])
+
+        mortal_kafka.pause()
+        paused = time.monotonic()
+        until(lambda: blocked() == 1, timeout=15, what="the outage")
+        # Two heartbeats' intervals from the first request that is not answered, seen within half of one.
+        assert time.monotonic() - paused < 6
+        last = answered("heartbeat"), answered("fetch")
+        until(lambda: "fetch" in outages()[0] and "heartbeat" in outages()[0], timeout=15, what="both kinds of request")
+        (sentence,) = outages()
+        assert re.match(r"kafka has been unavailable for \d+ s: no answer to heartbeat of role \w+, ", sentence), (
+            sentence
+        )
+        assert worker.readiness[0] == 200
+        assert worker.healthy
+        assert (answered("heartbeat"), answered("fetch")) == last, "nothing is answered"
+        # Longer than a session, so that the members are put out of their groups and come back.
+        until(lambda: time.monotonic() - paused > 10, timeout=15, what="ten seconds")
+        assert blocked() == 1
+
+        mortal_kafka.resume()
+        until(lambda: blocked() == 0, timeout=40, what="the end of the outage")
+        assert outages() == []
+        assert min(answered("heartbeat"), answered("fetch")) > max(last)
+        assert worker.log_tail(1000).count("Kafka does not answer") == 1
+        (over,) = [line for line in worker.log_tail(1000).splitlines() if "Kafka answers again" in line]
+        assert "seconds" in over
+        produce(mortal_kafka, topics.decide_requests, requests(100, users=50, keys=[FLAG]))
+        results.read(200, seconds=30)
+        assert blocked() == 0
+        until(
+            lambda: worker.metric("decide_latency_seconds_count") == 200, timeout=10, what="the latency of each request"
+        )
+        assert worker.stop() == 0
+
+    await asyncio.to_thread(play)
+    results.close()
 
 
 @pytest.mark.asyncio

@@ -75,7 +75,7 @@ def test_a_user_unknown_to_odp_is_answered_with_the_agents_error_and_sends_no_im
 
 def test_requests_of_an_unknown_user_share_their_queries_and_nobody_is_behind_them(flow: Flow) -> None:
     others = [f"beside-{number:03d}" for number in range(200)]
-    flow.stand_ins.control("odp", users=dict.fromkeys(others, []), latency=0.05)
+    flow.stand_ins.control("odp", users={user: [] for user in others}, latency=0.05)
     crowd = [keyed(body("ANONYMOUS_USER"))._replace(partition=1) for _ in range(2000)]
     beside = [keyed(body(user))._replace(partition=1) for user in others]
     results = flow.results.of(flow.writer.send(flow.topics.decide_requests, [*crowd, *beside]), seconds=60)

@@ -547,3 +547,17 @@ def test_a_replayed_record_keeps_its_identity_and_the_header_names_where_it_lies
 def _document(result: Result) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(result.value)
     return document
+
+
+@pytest.mark.asyncio
+async def test_each_result_knows_its_own_requests_timestamp_also_with_an_error_expired_or_replayed() -> None:
+    bench = Bench()
+    bench.now = NOW_MS / 1000
+    bench.chunk(body("a"), timestamp=NOW_MS - 1)
+    bench.chunk(body("b", sdkKey="unknown"), timestamp=NOW_MS - 2)
+    bench.chunk(body("c", ttlMs=1), timestamp=NOW_MS - 3)
+    replayed = [("pipeline-source", b"old.topic-3-99"), ("pipeline-timestamp", b"1600000000000")]
+    bench.chunk(body("d"), headers=replayed, timestamp=NOW_MS - 4)
+    bench.chunk(fetching("e"), timestamp=NOW_MS - 5)
+    await bench.segments.tell(0)
+    assert [NOW_MS - (result.requested_at or 0) for result in bench.log] == [1, 2, 3, 4, 5]

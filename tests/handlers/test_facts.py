@@ -47,6 +47,7 @@ class Book:
     """Profiles of which the test says when a look-up or a save ends, in the order in which things happened."""
 
     def __init__(self, log: list[str]) -> None:
+        self.upstream = None
         self.kept: dict[str, Profile | None] = {}
         self.log = log
         self.gate = asyncio.Event()

@@ -9,7 +9,9 @@ from typing import Any
 
 DASHBOARD = json.loads((Path(__file__).parents[2] / "k8s" / "dashboards" / "decision-pipeline.json").read_text("utf-8"))
 ROWS = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
-PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+OVERVIEW = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+PANELS: list[dict[str, Any]] = [*OVERVIEW, *(panel for row in ROWS for panel in row["panels"])]
+"""Those of a collapsed row lie in the row."""
 QUERIES: list[tuple[str, dict[str, Any]]] = [
     (panel["title"], target) for panel in PANELS for target in panel["targets"]
 ]

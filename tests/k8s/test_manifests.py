@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from pipeline.api.operations import Operations
+from pipeline.outage import Outage
 from pipeline.settings import ROLES, OpsSettings, Settings, load_settings
 from tests.k8s.manifests import (
     BASE,
@@ -117,6 +118,9 @@ class _Waiting:
 
     def awaited(self) -> list[str]:
         return ["waiting for the datafiles"]
+
+    def outages(self) -> list[Outage]:
+        return []
 
     def status(self) -> Mapping[str, Any]:
         return {}

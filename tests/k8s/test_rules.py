@@ -126,9 +126,22 @@ def test_the_resource_is_made_from_the_rules() -> None:
 def test_every_sign_of_trouble_has_an_alert() -> None:
     asked = {name for alert in ALERTS for name in metrics_in(alert["expr"])}
     trouble = {
-        "lag_seconds", "partitions_blocked", "upstream_held", "datafile_key_denied", "datafile_stale",
+        "lag_seconds", "partitions_blocked", "upstream_blocked", "datafile_key_denied", "datafile_stale",
         "dead_letters_total", "offsets_out_of_range_total", "commits_total", "event_loop_longest_stall_seconds",
         "results_recovered_total", "segment_failures_total", "rebalances_total", "profile_lookups_total",
-        "profile_saves_total", "cmab_requests_total",
+        "profile_saves_total", "cmab_requests_total", "decide_latency_seconds_bucket",
     }  # fmt: skip
     assert {f"decision_pipeline_{name}" for name in trouble} - asked == set()
+
+
+def test_the_bound_of_the_latency_objective_is_a_bucket_and_the_one_that_is_said() -> None:
+    # `le` of no bucket has no series: the alert would never fire.
+    bounds = Metrics(CollectorRegistry()).decide_latency.bounds
+    burning = [alert for alert in ALERTS if "decide_latency_seconds_bucket" in alert["expr"]]
+    assert len(burning) == 2
+    for alert in burning:
+        (bound,) = {float(le) for le in re.findall(r'le="([\d.]+)"', alert["expr"])}
+        assert bound in bounds
+        assert f"longer than {bound:g} s" in alert["annotations"]["summary"]
+        (share,) = set(re.findall(r"> [\d.]+ \* ([\d.]+)", alert["expr"]))
+        assert f"{100 - 100 * float(share):g} % within {bound:g} s" in alert["annotations"]["description"]

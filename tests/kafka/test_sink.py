@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
@@ -116,6 +117,94 @@ async def test_what_comes_while_a_batch_is_under_way_goes_into_the_next_one(benc
     assert bench.log == [("a", 1, 100), ("b", 2, 101), ("c", 2, 101), ("d", 2, 101)]
     assert lane.end == 107
     assert not lane.sending
+
+
+def requested(*seconds_ago: float) -> list[Result]:
+    now = time.time() * 1000
+    return [Result(b"key", b"x", [], int(now - 1000 * ago)) for ago in seconds_ago]
+
+
+def latency(bench: Bench, part: str, **labels: str) -> float:
+    return value(bench.metrics, f"decide_latency_seconds_{part}", **labels)
+
+
+@pytest.mark.asyncio
+async def test_each_request_counts_from_its_timestamp_until_its_result_was_acknowledged(bench: Bench) -> None:
+    lane = bench.sink.lane(0)
+    lane.extend(requested(0.2, 7), bench.receipt("a"))
+    await bench.handed_over(1)
+    # Of the same poll, and acknowledged in another batch.
+    lane.extend(requested(8, 45, 7000), bench.receipt("a"))
+    assert latency(bench, "count") == 0, "nothing was acknowledged yet"
+    bench.producer.written(0, 100)
+    await bench.handed_over(2)
+    assert latency(bench, "count") == 2
+    assert (latency(bench, "bucket", le="0.1"), latency(bench, "bucket", le="5.0")) == (0, 1)
+    bench.producer.written(1, 102)
+    await lane.flush()
+    found = [latency(bench, "bucket", le=le) for le in ("5.0", "10.0", "30.0", "60.0", "3600.0", "+Inf")]
+    assert found == [1, 3, 3, 4, 4, 5]
+    assert latency(bench, "sum") == pytest.approx(7060.2, abs=5)
+
+
+@pytest.mark.asyncio
+async def test_a_batch_counts_as_unanswered_from_its_handing_over_until_it_is_acknowledged(bench: Bench) -> None:
+    def waits() -> bool:
+        return bench.sink.requests.unanswered_since(heard_at=0.0, patience=0.0) is not None
+
+    bench.producer.time_outs = 1
+    assert not waits()
+    lanes = [bench.sink.lane(number) for number in (0, 1)]
+    for lane in lanes:
+        lane.extend(results(1), bench.receipt("a"))
+    await bench.handed_over(2)
+    assert waits()
+    bench.producer.written(0, 100)
+    await until(lambda: not lanes[0].sending)
+    assert waits(), "of the other partition"
+    assert bench.sink.requests.answered_at > 0
+    bench.producer.written(1, 100)
+    await until(lambda: not lanes[1].sending)
+    assert not waits()
+
+
+@pytest.mark.asyncio
+async def test_a_producers_clock_ahead_or_no_timestamp_counts_as_no_wait(bench: Bench) -> None:
+    lane = bench.sink.lane(0)
+    lane.extend([*requested(-86_400, 0.5), Result(b"key", b"x", [], -1)], bench.receipt("a"))
+    await bench.handed_over(1)
+    bench.producer.written(0, 100)
+    await lane.flush()
+    assert (latency(bench, "count"), latency(bench, "bucket", le="0.005")) == (3, 2)
+    assert 0.5 <= latency(bench, "sum") < 5
+
+
+@pytest.mark.asyncio
+async def test_what_answers_no_request_has_no_latency_and_a_batch_of_both_counts_the_requests(bench: Bench) -> None:
+    lane = bench.sink.lane(0)
+    lane.extend([*results(3), *requested(0.5)], bench.receipt("a"))
+    await bench.handed_over(1)
+    bench.producer.written(0, 100)
+    await lane.flush()
+    assert latency(bench, "count") == 1
+
+
+@pytest.mark.asyncio
+async def test_a_result_that_starts_a_new_batch_counts_with_that_batch(bench: Bench) -> None:
+    lane = bench.sink.lane(0)
+    large = [Result(b"key", b"x" * 1500, [], one.requested_at) for one in requested(*[1.0] * 10)]
+    lane.extend(large, bench.receipt("a"))
+    await bench.handed_over(1)
+    bench.producer.written(0, 100)
+    await bench.handed_over(2)
+    assert latency(bench, "count") == bench.producer.sizes[0] < 10
+    for number in range(1, 10):
+        await until(lambda number=number: len(bench.producer.futures) > number or not lane.sending)  # type: ignore[misc]
+        if len(bench.producer.futures) <= number:
+            break
+        bench.producer.written(number, 100 + number)
+    await lane.flush()
+    assert latency(bench, "count") == 10
 
 
 @pytest.mark.asyncio

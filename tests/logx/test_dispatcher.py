@@ -67,7 +67,7 @@ class Bench:
             await self.logx.drain()
 
     def held(self, reason: str) -> float | None:
-        name = "decision_pipeline_upstream_held"
+        name = "decision_pipeline_upstream_blocked"
         return self.registry.get_sample_value(name, {"upstream": "logx", "reason": reason})
 
     def sample(self, name: str, **labels: str) -> float:

@@ -14,7 +14,9 @@ from pipeline.errors import PayloadRefused, SegmentsUnavailable
 from pipeline.limits import Backoff
 from pipeline.odp.coalescer import GROW_AFTER, Coalescer
 from pipeline.odp.graphql import Outcome
+from pipeline.outage import Upstream
 from pipeline.settings import OdpSettings
+from tests.handlers.chunks import new_metrics
 
 MOST = 7
 
@@ -44,8 +46,9 @@ class Service:
         self.takes = MOST
         self.sizes: list[int] = []
         self.coalescer = Coalescer(
-            self.ask, OdpSettings(max_users_per_query=MOST, max_linger=0), limit=2, backoff=Backoff(rng=Random(1))
-        )
+            self.ask, OdpSettings(max_users_per_query=MOST, max_linger=0), limit=2, backoff=Backoff(rng=Random(1)),
+            upstream=Upstream("odp_segments", new_metrics()),
+        )  # fmt: skip
 
     async def ask(self, users: Sequence[str]) -> list[Outcome]:
         self.sizes.append(len(users))

@@ -133,13 +133,13 @@ async def test_refused_key_is_held_and_alarmed() -> None:
             await until(lambda: made.sample("dispatches_total", destination="odp_events", outcome="denied") >= 3)
         assert events.held
         assert (chunk.settled, chunk.rejected) == (0, [])
-        assert made.sample("upstream_held", upstream="odp_events", reason="denied") == 1
+        assert made.sample("upstream_blocked", upstream="odp_events", reason="denied") == 1
         assert [entry["log_level"] for entry in logs] == ["error"]
         assert "public-key" not in repr(logs)
         made.odp.key = "public-key"
         await until(lambda: chunk.settled == 1)
         assert not events.held
-        assert made.sample("upstream_held", upstream="odp_events", reason="denied") == 0
+        assert made.sample("upstream_blocked", upstream="odp_events", reason="denied") == 0
 
 
 @pytest.mark.asyncio
@@ -147,7 +147,7 @@ async def test_host_not_allowed_is_held_and_never_called() -> None:
     async with made_of(Odp(), allowed_hosts=("api.zaius.com",), event_linger=0) as (events, made):
         chunk = RecordingChunk()
         events.add(made.account, rendered(), chunk, Record())
-        await until(lambda: made.sample("upstream_held", upstream="odp_events", reason="denied") == 1)
+        await until(lambda: made.sample("upstream_blocked", upstream="odp_events", reason="denied") == 1)
         assert (made.odp.events, chunk.settled, chunk.rejected) == ([], 0, [])
 
 
@@ -161,6 +161,6 @@ async def test_account_nobody_can_call_is_held_and_alarmed_and_the_others_go_on(
             await until(lambda: made.sample("dispatches_total", destination="odp_events", outcome="denied") >= 3)
         events.add(made.account, rendered(), others, Record())
         await until(lambda: others.settled == 1)
-        assert made.sample("upstream_held", upstream="odp_events", reason="denied") == 1
+        assert made.sample("upstream_blocked", upstream="odp_events", reason="denied") == 1
         assert (chunk.settled, chunk.rejected) == (0, [])
         assert [entry["log_level"] for entry in logs] == ["error"]

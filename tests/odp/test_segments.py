@@ -52,6 +52,9 @@ class Made:
     def account(self) -> Account:
         return self.parts.account
 
+    def blocked(self, reason: str) -> float:
+        return self.parts.sample("upstream_blocked", upstream="odp_segments", reason=reason)
+
     def fetch(
         self, user_id: str, *, save: bool = True, account: Account | None = None, within: float | None = None
     ) -> asyncio.Future[frozenset[str]]:
@@ -408,8 +411,35 @@ async def test_longer_outage_ends_at_the_deadline_with_few_requests() -> None:
         # 4 at once until the pause, then one at a time, 25 to 50 ms apart.
         assert len(made.odp.queries) < 40
         assert made.failures("unavailable") == 100
+        assert made.parts.sample("segment_wait_seconds_count") == 100
+        assert made.parts.sample("segment_wait_seconds_bucket", le="0.5") == 0
+        assert made.parts.sample("segment_wait_seconds_bucket", le="2.5") == 100
+        assert made.blocked("unavailable") == 1
+        assert made.parts.sample("upstream_last_response_timestamp_seconds", upstream="odp_segments") == 0
         made.odp.status, made.odp.people = 200, {"ann": []}
         assert await made.fetch("ann") == frozenset()
+        assert made.blocked("unavailable") == 0
+        assert made.parts.sample("upstream_last_response_timestamp_seconds", upstream="odp_segments") > 0
+
+
+@pytest.mark.asyncio
+async def test_each_user_counts_once_as_waiting_also_when_the_answer_comes_after_the_deadline() -> None:
+    gate = asyncio.Event()
+    async with made_of(Odp(people={"ann": [], "bob": []}, gate=gate), fetch_deadline=0.1) as made:
+
+        def waited() -> float:
+            return made.parts.sample("segment_wait_seconds_count")
+
+        asked = [made.fetch("ann"), made.fetch("ann")]
+        for one in asked:
+            assert await failure(one) == "timeout"
+        assert waited() == 1
+        gate.set()
+        assert await made.fetch("bob") == frozenset()
+        await until(lambda: made.odp.now == 0)
+        assert waited() == 2
+        assert made.peek("bob") == frozenset()
+        assert waited() == 2, "who is remembered does not wait"
 
 
 @pytest.mark.asyncio
@@ -473,6 +503,7 @@ async def test_refused_key_fails_at_once_and_is_logged_once() -> None:
             assert await failure(made.fetch("bob")) == "denied"
         assert made.odp.asked == ["xanthippe", "bob"]
         assert [(entry["log_level"], entry["reason"]) for entry in logs] == [("error", "denied")]
+        assert made.blocked("denied") == 1
         assert "public-key" not in repr(logs)
         assert "xanthippe" not in repr(logs)
 

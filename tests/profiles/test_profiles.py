@@ -325,8 +325,12 @@ async def test_an_outage_is_told_once_and_its_end_too(
         finally:
             redis.go_on()
         assert made.count("profile_request_seconds_count", operation="lookup") == 6, "each was tried, and failed"
+        assert made.count("upstream_blocked", upstream="redis", reason="unavailable") == 1
+        assert made.count("upstream_last_response_timestamp_seconds", upstream="redis") == 0
         await answering(made)
         assert await made.one("ann") == {}
+        assert made.count("upstream_blocked", upstream="redis", reason="unavailable") == 0
+        assert made.count("upstream_last_response_timestamp_seconds", upstream="redis") > 0
     said = "".join(capsys.readouterr())
     assert said.count("profiles cannot be read: decisions") == 1
     assert said.count("profiles cannot be read: over") == 1
