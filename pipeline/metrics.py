@@ -29,7 +29,7 @@ class BulkHistogram(Collector):
     thread may use it.
     """
 
-    _labelnames = ()
+    _labelnames = ()  # as the library's own metrics have it
     _GATHERED = 1000
 
     def __init__(self, name: str, text: str, buckets: Sequence[float], registry: CollectorRegistry) -> None:

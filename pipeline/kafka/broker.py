@@ -41,9 +41,10 @@ class _Pending:
 class Requests:
     """Requests of one kind, one at a time for each target: a node of the cluster, or a partition that is written."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, patience: float = _LEAST_PATIENCE, clock: Callable[[], float] = time.monotonic) -> None:
         self.answered_at = 0.0
         """Unix time of the last answer; 0 before the first."""
+        self._patience = patience
         self._clock = clock
         self._pending: dict[Hashable, _Pending] = {}
 
@@ -65,29 +66,34 @@ class Requests:
             self._pending[target].failed_at = self._clock()
 
     def dropped(self, target: Hashable) -> None:
-        """The request was cancelled by us."""
-        self._pending.pop(target, None)
+        """The request was cancelled by us. One that is overdue counts as failed: leaving the group ends no outage."""
+        pending = self._pending.get(target)
+        if pending is not None and pending.since < self._clock() - self._patience:
+            self.failed(target)
+        else:
+            self._pending.pop(target, None)
 
-    def unanswered_since(self, *, heard_at: float, patience: float) -> float | None:
-        """When the request that waits longest was sent, if that is longer ago than `patience`.
+    def unanswered_since(self, *, heard_at: float = 0.0) -> float | None:
+        """When the request that waits longest was sent, if that is longer ago than the patience.
 
         A failed request is forgotten after that time if Kafka answered anything (at `heard_at`) since it failed: it is
         sent to another node by now, or to none, as its partitions were given back.
         """
         now = self._clock()
+        overdue = now - self._patience
         for target, one in list(self._pending.items()):
-            if one.failed_at is not None and one.failed_at < heard_at and one.failed_at < now - patience:
+            if one.failed_at is not None and one.failed_at < heard_at and one.failed_at < overdue:
                 del self._pending[target]
         oldest = min((one.since for one in self._pending.values()), default=now)
-        return oldest if oldest < now - patience else None
+        return oldest if oldest < overdue else None
 
 
 class _Member:
     """What a role's consumer sends, and when it last heard anything of Kafka."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, *, patience: float, clock: Callable[[], float]) -> None:
         self.heard_at = clock()
-        self.requests = {HEARTBEAT: Requests(clock), FETCH: Requests(clock)}
+        self.requests = {kind: Requests(patience=patience, clock=clock) for kind in (HEARTBEAT, FETCH)}
 
 
 class BrokerMonitor:
@@ -103,7 +109,7 @@ class BrokerMonitor:
     ) -> None:  # fmt: skip
         self.patience = max(_LEAST_PATIENCE, 2 * heartbeat_interval)
         self.upstream = Upstream("kafka", metrics, clock=clock)
-        self.produce = Requests(clock)
+        self.produce = Requests(patience=self.patience, clock=clock)
         """Of the one producer, which all roles share."""
         self._interval = min(1.0, heartbeat_interval / 2)
         self._clock = clock
@@ -120,7 +126,7 @@ class BrokerMonitor:
 
         Its fetcher and its coordinator send everything through this method of the one client that they share.
         """
-        member = self._members[role] = _Member(self._clock)
+        member = self._members[role] = _Member(patience=self.patience, clock=self._clock)
         for kind, requests in member.requests.items():
             self._show(role, kind, requests)
         network: Any = consumer._client
@@ -162,10 +168,10 @@ class BrokerMonitor:
         for role, member in self._members.items():
             for kind, requests in member.requests.items():
                 answers.append(requests.answered_at)
-                since = requests.unanswered_since(heard_at=member.heard_at, patience=self.patience)
+                since = requests.unanswered_since(heard_at=member.heard_at)
                 if since is not None:
                     waits[f"{kind} of role {role}"] = since
-        since = self.produce.unanswered_since(heard_at=0.0, patience=self.patience)
+        since = self.produce.unanswered_since()
         if since is not None:
             waits[PRODUCE] = since
         if waits:

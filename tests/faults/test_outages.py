@@ -111,9 +111,7 @@ async def test_a_broker_that_stands_still_is_seen_told_once_and_told_to_be_back(
         last = answered("heartbeat"), answered("fetch")
         until(lambda: "fetch" in outages()[0] and "heartbeat" in outages()[0], timeout=15, what="both kinds of request")
         (sentence,) = outages()
-        assert re.match(r"kafka has been unavailable for \d+ s: no answer to heartbeat of role \w+, ", sentence), (
-            sentence
-        )
+        assert re.match(r"kafka has been unavailable for \d+ s: no answer to (fetch|heartbeat) of", sentence), sentence
         assert worker.readiness[0] == 200
         assert worker.healthy
         assert (answered("heartbeat"), answered("fetch")) == last, "nothing is answered"

@@ -160,6 +160,17 @@ async def test_a_member_that_asks_for_nothing_has_no_outage(bench: Bench) -> Non
     assert not bench.after(3600), "fetches are cancelled when a consumer stops"
 
 
+@pytest.mark.asyncio
+async def test_an_outage_goes_on_when_the_member_leaves_its_group_and_cancels_what_is_overdue(bench: Bench) -> None:
+    sent = await bench.asks(FETCHES)
+    assert bench.after(PATIENCE + 1)
+    sent.cancel()
+    await asyncio.wait([sent])
+    assert bench.after(60)
+    await bench.answers(await bench.asks(object()))
+    assert not bench.after(0), "Kafka answers again, and the partitions are gone"
+
+
 def test_an_idle_producer_has_no_outage_and_a_batch_not_acknowledged_is_one(bench: Bench) -> None:
     produce = bench.monitor.produce
     assert not bench.after(3600)

@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from pipeline.kafka import client
+from pipeline.kafka.broker import Requests
 from pipeline.kafka.lease import Lease
 from pipeline.kafka.sink import UNSENT_BYTES, Sink
 from pipeline.messages.delivery import Result
@@ -74,7 +75,7 @@ class Bench:
         self.lease = Lease(5, clock=lambda: self.now)
         self.sink = Sink(
             producer, "results", partitions=4, metrics=self.metrics, fail=lambda *why: self.failures.append(why),
-            lease=self.lease,
+            lease=self.lease, requests=Requests(patience=0.0),
         )  # fmt: skip
 
     def receipt(self, name: str) -> Receipts:
@@ -150,7 +151,7 @@ async def test_each_request_counts_from_its_timestamp_until_its_result_was_ackno
 @pytest.mark.asyncio
 async def test_a_batch_counts_as_unanswered_from_its_handing_over_until_it_is_acknowledged(bench: Bench) -> None:
     def waits() -> bool:
-        return bench.sink.requests.unanswered_since(heard_at=0.0, patience=0.0) is not None
+        return bench.sink.requests.unanswered_since() is not None
 
     bench.producer.time_outs = 1
     assert not waits()
