@@ -288,7 +288,7 @@ _SHAPES = {
     "--predictions": "user id -> rule id -> variation id",
 }
 _NO_JSON = (
-    b" ", b"{", b"{} x", b"ada", b"\xff\xfe{}", b'\xef\xbb\xbf{"ada": {}}', b'{"\\ud800": {}}', b'{"\xff": {}}',
+    b" ", b"{", b"{} x", b"ada", b"\xff\xfe{}?", b'\xef\xbb\xbf\xef\xbb\xbf{}', b'{"\\ud800": {}}', b'{"\xff": {}}',
 )  # fmt: skip
 
 

@@ -14,12 +14,14 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+import structlog
+
 from pipeline.datafile.poller import Datafiles
-from pipeline.decision import Facts, answer, failure
+from pipeline.decision import Facts, answer, failure, is_large
 from pipeline.errors import Rejected, SegmentsUnavailable
 from pipeline.handlers.facts import FactSource
 from pipeline.handlers.sticky import Pending, Sticky
-from pipeline.messages.decide import DecideRequest, parse_decide_request
+from pipeline.messages.decide import DecideRequest, parse_decide_request, read_expires_at
 from pipeline.messages.delivery import RESULT_SOURCE_HEADER, Chunk, Delivery, Result, identity_of, source_of
 from pipeline.messages.words import EXPIRED, FETCH_FAILED, SDK_KEY_MISSING
 from pipeline.metrics import Metrics
@@ -27,8 +29,8 @@ from pipeline.profiles import Profile
 from pipeline.project import ProjectConfig
 from pipeline.settings import DecideSettings
 
-_EXPIRES_AT = "expires-at"
-_LONGEST_TIME = 15
+log = structlog.get_logger("pipeline.decide")
+
 _NOT_FETCHED = Facts()
 
 
@@ -50,10 +52,10 @@ class Decider:
         self.may_stick = facts.keeps_profiles
         self.tasks: set[asyncio.Task[None]] = set()
         self.max_record_bytes = max_record_bytes
+        self.max_keys = settings.max_keys
         self.max_result_bytes = facts.max_result_bytes
         self.now = now
         self.max_age_ms = int(settings.max_age * 1000)
-        self.may_expire = bool(self.max_age_ms)
         self.options = frozenset(settings.options)
         # A request's own `source` would stand beside ours, and be taken for it.
         self.copied = frozenset(("traceparent", *settings.copy_headers)) - {RESULT_SOURCE_HEADER}
@@ -107,7 +109,9 @@ class DecideHandler:
         results: list[Result] = []
         for record in chunk.records:
             try:
-                request = parse_decide_request(record.value, max_bytes=shared.max_record_bytes)
+                request = parse_decide_request(
+                    record.value, max_bytes=shared.max_record_bytes, max_keys=shared.max_keys
+                )
             except Rejected as why:
                 shared.rejected.inc()
                 chunk.reject(record, why)
@@ -127,13 +131,15 @@ class DecideHandler:
         shared = self._shared
         if shared.options:
             request.options |= shared.options
+        if record.headers and request.error is None:
+            read_expires_at(request, record.headers)
         sdk_key = request.sdk_key
         if sdk_key is None:
             sdk_key = request.sdk_key = shared.datafiles.sole_key
         project = None if sdk_key is None else shared.datafiles.project(sdk_key)
         if project is None or request.error is not None:
             self.refuse(pending, request.error or self._without_project(sdk_key), None, results)
-        elif (shared.may_expire or request.ttl_ms is not None or record.headers) and self._is_expired(record, request):
+        elif self._is_expired(record, request):
             shared.expired.inc()
             self._fail(pending, EXPIRED, project.revision, results)
         elif request.fetch_segments and project.odp is None:
@@ -199,12 +205,16 @@ class DecideHandler:
         source, timestamp = identity_of(record, lies_at)
         results: list[Result] = []
         try:
-            settling = self._shared.facts.settle(request, facts, segments, chunk, source=source, timestamp=timestamp)
+            settling = self._shared.facts.settle(
+                request, facts, segments, chunk, source=source, timestamp=timestamp, size=len(record.value or b"")
+            )
             del segments  # as in `settle`
             value = await settling
         except SegmentsUnavailable:
             current = self.project(request)
             self.refuse(pending, FETCH_FAILED, current.revision if current else None, results)
+        except Rejected as why:
+            self._reject(pending, why)
         else:
             if value is not None:
                 self.answered(pending, value, results, lies_at)
@@ -275,15 +285,19 @@ class DecideHandler:
         self._go_on(user_id, later)
 
     def _is_expired(self, record: Delivery, request: DecideRequest) -> bool:
-        age_ms = request.ttl_ms if request.ttl_ms is not None else self._shared.max_age_ms
-        expires = record.timestamp + age_ms if age_ms else 0
-        for name, value in record.headers:
-            if name == _EXPIRES_AT and value and value.isdigit() and len(value) <= _LONGEST_TIME:
-                expires = int(value)
-        return bool(expires) and self._shared.now() * 1000 > expires
+        expires = request.expires_at
+        if expires is None:
+            age_ms = request.ttl_ms or self._shared.max_age_ms
+            if not age_ms:
+                return False
+            expires = record.timestamp + age_ms
+        return self._shared.now() * 1000 > expires
 
     def _decide(self, pending: Pending, project: ProjectConfig, facts: Facts, results: list[Result]) -> None:
         _, record, request = pending
+        if is_large(project, request, len(record.value or b"")):
+            self.settle(pending, facts)
+            return
         lies_at = source_of(record)
         source, timestamp = identity_of(record, lies_at)
         found = answer(project, request, facts, source=source, timestamp=timestamp)
@@ -298,17 +312,24 @@ class DecideHandler:
 
     def answered(self, pending: Pending, value: bytes, results: list[Result], lies_at: str = "") -> None:
         """Add the result of a request that was decided. `lies_at` spares working out where it lies again."""
-        chunk, record, request = pending
-        shared = self._shared
-        if len(value) > shared.max_result_bytes:
-            shared.rejected.inc()
-            chunk.reject(record, Rejected("result_too_large", f"its result has {len(value)} bytes"))
+        _, record, request = pending
+        if len(value) > self._shared.max_result_bytes:
+            self._reject(pending, Rejected("result_too_large", f"its result has {len(value)} bytes"))
             return
         self._decided += 1
         results.append(self._result(record, request, value, lies_at or source_of(record)))
 
+    def _reject(self, pending: Pending, why: Rejected) -> None:
+        chunk, record, _ = pending
+        self._shared.rejected.inc()
+        chunk.reject(record, why)
+
     def refuse(self, pending: Pending, message: str, revision: str | None, results: list[Result]) -> None:
         self._shared.failed.inc()
+        _, record, request = pending
+        if request.detail is not None:
+            # The detail names a property, never a value: neither is the user's.
+            log.debug("decide request not parsed", source=source_of(record), detail=request.detail)
         self._fail(pending, message, revision, results)
 
     def _fail(self, pending: Pending, message: str, revision: str | None, results: list[Result]) -> None:

@@ -14,8 +14,9 @@ import msgspec
 
 from pipeline.cmab import FORGETTING, Predictions
 from pipeline.datafile.poller import Datafiles
-from pipeline.decision import IGNORE_PROFILE, Answer, Facts, answer
+from pipeline.decision import IGNORE_PROFILE, Answer, Facts, answer, is_large
 from pipeline.errors import SegmentsUnavailable
+from pipeline.handlers.large import LargeAnswers
 from pipeline.messages.decide import DecideRequest
 from pipeline.messages.delivery import Chunk
 from pipeline.odp.segments import Segments
@@ -39,6 +40,7 @@ class FactSource:
         self._predictions = predictions
         self.max_result_bytes = max_result_bytes
         self._slots = asyncio.Semaphore(_MOST_SAVED)
+        self._large = LargeAnswers(datafiles, max_result_bytes)
 
     def count_hits(self) -> None:
         self._segments.count_hits()
@@ -77,12 +79,13 @@ class FactSource:
 
     async def settle(
         self, request: DecideRequest, facts: Facts, segments: asyncio.Future[frozenset[str]] | None, chunk: Chunk,
-        *, source: str, timestamp: int,
+        *, source: str, timestamp: int, size: int,
     ) -> bytes | None:  # fmt: skip
         """The value of the request's result, when all it takes is there and what it taught is saved.
 
-        `facts` are those at hand; `segments` are still to come, if they are asked for. None is returned when the chunk
-        was abandoned meanwhile: the request is its next owner's. Raises SegmentsUnavailable.
+        `facts` are those at hand; `segments` are still to come, if they are asked for; `size` is that of the record.
+        None is returned when the chunk was abandoned meanwhile: the request is its next owner's. Raises
+        SegmentsUnavailable, and Rejected where a large answer grows beyond what a result may hold.
         """
         if segments is not None:
             try:
@@ -90,13 +93,13 @@ class FactSource:
             finally:
                 # One that failed refers to this frame by its error's traceback, and would be a cycle with it.
                 del segments
-        found, facts = await self._decided(request, facts, chunk, source, timestamp)
+        found, facts = await self._decided(request, facts, chunk, source, timestamp, size=size, has_room=True)
         if not self.must_save(found):
             return None if chunk.abandoned else found.value
         del found
         async with self._slots:
             # Again, as nothing of it was kept: thousands may wait here. Not for room: the slot is the others' too.
-            found, facts = await self._decided(request, facts, None, source, timestamp)
+            found, facts = await self._decided(request, facts, chunk, source, timestamp, size=size, has_room=False)
             if chunk.abandoned:
                 return None
             if self.must_save(found):
@@ -104,26 +107,36 @@ class FactSource:
             return found.value
 
     async def _decided(
-        self, request: DecideRequest, facts: Facts, chunk: Chunk | None, source: str, timestamp: int
-    ) -> tuple[Answer, Facts]:
-        """Asked for is what the decision turned out to depend on, until it depends on nothing more.
+        self, request: DecideRequest, facts: Facts, chunk: Chunk, source: str, timestamp: int, *, size: int,
+        has_room: bool,
+    ) -> tuple[Answer, Facts]:  # fmt: skip
+        """Decide; fetch the predictions the decision needs; repeat until it needs none.
 
-        With `chunk` there is room for its result when it is made.
+        With `has_room` there is room for its result when it is made.
         """
         options = request.options
         while True:
-            if chunk is not None:
+            if has_room:
                 await room(chunk)
             # The datafile may have been replaced meanwhile: a request is decided by one revision, the current one.
             project = self._datafiles.project(request.sdk_key or "")
             if project is None:
                 raise SegmentsUnavailable("unavailable", "the datafile is gone")
-            found = answer(project, request, facts, source=source, timestamp=timestamp)
+            found = None
+            if not is_large(project, request, size):
+                found = answer(project, request, facts, source=source, timestamp=timestamp)
+            # A project replaced meanwhile would stay until the answer, and be freed by it in one step.
+            del project
+            if found is None:
+                found = await self._large.answer(
+                    request, facts, chunk, has_room=has_room, source=source, timestamp=timestamp
+                )
+                if found is None:
+                    continue
             if not found.wanted:
                 return found, facts
             wanted = found.wanted.values()
-            # A project replaced meanwhile would stay until the answer, and be freed by it in one step.
-            del project, found
+            del found
             told = await self._predictions.ask(request.user_id, wanted, options)
             # Once for a request: what was just asked for is not to be forgotten by the next step.
             options = options - FORGETTING

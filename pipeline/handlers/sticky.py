@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from pipeline.decision import Answer, Facts, answer
+from pipeline.decision import Answer, Facts, answer, is_large
 from pipeline.handlers.facts import FactSource, room
 from pipeline.messages.decide import DecideRequest
 from pipeline.messages.delivery import Chunk, Delivery, Result, identity_of
@@ -120,6 +120,9 @@ class Sticky:
                 return None
         source, timestamp = identity_of(record)
         facts = Facts(segments, profile)
+        if is_large(project, request, len(record.value or b"")):
+            self._line.settle(pending, facts)
+            return None
         found = answer(project, request, facts, source=source, timestamp=timestamp)
         if found.wanted:
             self._line.settle(pending, facts)

@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from pipeline.errors import Rejected
+from pipeline.messages.headers import integer, plain
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -100,9 +101,9 @@ def identity_of(record: Delivery, lies_at: str = "") -> tuple[str, int]:
         source = timestamp = b""
         for name, value in record.headers:
             if name == SOURCE_HEADER:
-                source = value or b""  # Kafka's null
+                source = plain(value)
             elif name == TIMESTAMP_HEADER:
-                timestamp = value or b""
+                timestamp = integer(value)
         if _IDENTITY.fullmatch(source) and _TIMESTAMP.fullmatch(timestamp):
             return source.decode("ascii"), int(timestamp)
     return lies_at or source_of(record), record.timestamp
