@@ -24,9 +24,6 @@ _ENABLED_ONLY = "ENABLED_FLAGS_ONLY"
 _NO_VARIABLES = "EXCLUDE_VARIABLES"
 _REASONS = "INCLUDE_REASONS"
 
-BEFORE_DECISIONS = 2
-"""Pieces of an answer before its first decision."""
-
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
     """What a request comes to, as far as the facts reach.
@@ -50,8 +47,7 @@ def answer(project: ProjectConfig, request: DecideRequest, facts: Facts, *, sour
     """
     if request.error is not None:
         return Answer(failure(request, request.error, source=source, timestamp=timestamp, revision=project.revision))
-    attributes = written_attributes(request)
-    context = user_context(request, attributes)
+    attributes, context = user_context(request)
     visitor = visitor_of(request, facts)
     pieces = [opening(request, source, timestamp), project.written.decisions]
     impressions: list[bytes] = []
@@ -83,15 +79,13 @@ def opening(request: DecideRequest, source: str, timestamp: int) -> bytes:
     return orjson.dumps(fields)[:-1]
 
 
-def written_attributes(request: DecideRequest) -> bytes:
+def user_context(request: DecideRequest) -> tuple[bytes, bytes]:
+    """The attributes, and the user context that each decision repeats."""
     try:
-        return orjson.dumps(request.attributes)
+        attributes = orjson.dumps(request.attributes)
     except TypeError:
-        return _in_part(request.attributes)
-
-
-def user_context(request: DecideRequest, attributes: bytes) -> bytes:
-    return b'{"userId":' + orjson.dumps(request.user_id) + b',"attributes":' + attributes + b"}"
+        attributes = _in_part(request.attributes)
+    return attributes, b'{"userId":' + orjson.dumps(request.user_id) + b',"attributes":' + attributes + b"}"
 
 
 def joined(
@@ -121,12 +115,14 @@ def _writable(value: object) -> bool:
 
 def decide_flags(
     project: ProjectConfig, request: DecideRequest, visitor: Visitor, context: bytes, keys: Iterable[str],
-    pieces: list[bytes], impressions: list[bytes],
+    pieces: list[bytes], impressions: list[bytes], separator: bytes = b"",
 ) -> None:  # fmt: skip
-    """Add the decisions about these flags to `pieces`, and an entry of `tracking.impressions` for each one due."""
+    """Add the decisions about these flags to `pieces`, and an entry of `tracking.impressions` for each one due.
+
+    `separator` is a comma where a decision stands before the first one.
+    """
     options = request.options
     explained = _REASONS in options
-    separator = b"," if len(pieces) > BEFORE_DECISIONS else b""
     for key in keys:
         flag = project.flags.get(key)
         if flag is None:

@@ -9,15 +9,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from pipeline.decision.answers import (
-    BEFORE_DECISIONS,
-    Answer,
-    decide_flags,
-    joined,
-    opening,
-    user_context,
-    written_attributes,
-)
+from pipeline.decision.answers import Answer, decide_flags, joined, opening, user_context
 from pipeline.decision.visitor import Facts, visitor_of
 from pipeline.errors import Rejected
 from pipeline.messages.decide import DecideRequest
@@ -45,11 +37,11 @@ class LargeAnswer:
         self._project = project
         self._request = request
         self._max_bytes = max_bytes
-        self._attributes = written_attributes(request)
-        self._context = user_context(request, self._attributes)
+        self._attributes, self._context = user_context(request)
         self._visitor = visitor_of(request, facts)
         self._keys = iter(request.keys or tuple(project.flags))
         self._pieces = [opening(request, source, timestamp), project.written.decisions]
+        self._before = len(self._pieces)
         self._impressions: list[bytes] = []
         self._size = 0
 
@@ -62,10 +54,13 @@ class LargeAnswer:
         if not keys:
             return self._finished()
         first, first_impression = len(self._pieces), len(self._impressions)
-        decide_flags(self._project, self._request, self._visitor, self._context, keys, self._pieces, self._impressions)
+        separator = b"," if first > self._before else b""
+        decide_flags(
+            self._project, self._request, self._visitor, self._context, keys, self._pieces, self._impressions, separator
+        )
         if self._visitor.wanted:
             # It is decided again when they are known; until then it only matters what else is wanted.
-            del self._pieces[BEFORE_DECISIONS:], self._impressions[:]
+            del self._pieces[self._before :], self._impressions[:]
             return None
         self._size += sum(map(len, self._pieces[first:])) + sum(map(len, self._impressions[first_impression:]))
         if self._size > self._max_bytes:

@@ -139,7 +139,9 @@ class DecideHandler:
         project = None if sdk_key is None else shared.datafiles.project(sdk_key)
         if project is None or request.error is not None:
             self.refuse(pending, request.error or self._without_project(sdk_key), None, results)
-        elif self._is_expired(record, request):
+        elif (request.expires_at is not None or request.ttl_ms is not None or shared.max_age_ms) and self._is_expired(
+            record, request
+        ):
             shared.expired.inc()
             self._fail(pending, EXPIRED, project.revision, results)
         elif request.fetch_segments and project.odp is None:
@@ -287,10 +289,7 @@ class DecideHandler:
     def _is_expired(self, record: Delivery, request: DecideRequest) -> bool:
         expires = request.expires_at
         if expires is None:
-            age_ms = request.ttl_ms or self._shared.max_age_ms
-            if not age_ms:
-                return False
-            expires = record.timestamp + age_ms
+            expires = record.timestamp + (request.ttl_ms or self._shared.max_age_ms)
         return self._shared.now() * 1000 > expires
 
     def _decide(self, pending: Pending, project: ProjectConfig, facts: Facts, results: list[Result]) -> None:

@@ -17,7 +17,7 @@ from pipeline.messages.decide import DecideRequest
 from pipeline.messages.delivery import Chunk
 from pipeline.project import ProjectConfig
 
-_SLICE_SECONDS = 0.004
+_SLICE_SECONDS = 0.003
 _NOT_OURS = Answer(b"")
 
 

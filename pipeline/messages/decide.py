@@ -98,6 +98,8 @@ class _Ordinary(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     ttlMs: Annotated[int, Meta(ge=1, le=2**53 - 1)] | None = None  # noqa: N815
 
 
+# A large one that is refused here would be read twice, and hold the event loop for as long.
+_LARGEST_ORDINARY = 65_536
 _read_ordinary = msgspec.json.Decoder(_Ordinary).decode
 
 
@@ -106,25 +108,21 @@ def parse_decide_request(value: bytes | None, *, max_bytes: int, max_keys: int =
 
     Raises Rejected: empty, too_large, not_json, not_an_object, user_id_missing.
     """
-    request = _parse(value, max_bytes)
-    if len(request.keys) > max_keys:
-        detail = f"keys: maxItems, {max_keys} here (PIPELINE_DECIDE__MAX_KEYS)"
-        return _refused(request.user_id, request.request_id, request.sdk_key, PARSING_FAILED, detail)
-    return request
-
-
-def _parse(value: bytes | None, max_bytes: int) -> DecideRequest:
-    if value and len(value) <= max_bytes:
+    if value and len(value) <= max_bytes and len(value) <= _LARGEST_ORDINARY:
         try:
             sent = _read_ordinary(value)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return _by_the_schema(value, max_bytes)
-        if (not sent.sdkKey or _is_key(sent.sdkKey)) and _are_options(sent.decideOptions):
+            return _by_the_schema(value, max_bytes, max_keys)
+        if (
+            (not sent.sdkKey or _is_key(sent.sdkKey))
+            and _are_options(sent.decideOptions)
+            and (not sent.keys or len(sent.keys) <= max_keys)
+        ):
             return _request(
                 sent.userId, sent.requestId, sent.sdkKey, sent.userAttributes, sent.keys, sent.decideOptions,
                 sent.forcedDecisions, sent.fetchSegments, sent.fetchSegmentsOptions, sent.ttlMs,
             )  # fmt: skip
-    return _by_the_schema(value, max_bytes)
+    return _by_the_schema(value, max_bytes, max_keys)
 
 
 def read_expires_at(request: DecideRequest, headers: Headers) -> None:
@@ -152,18 +150,22 @@ def _are_options(names: list[str] | None) -> bool:
     return not names or DECIDE_OPTIONS.issuperset(names)
 
 
-def _by_the_schema(value: bytes | None, max_bytes: int) -> DecideRequest:
+def _by_the_schema(value: bytes | None, max_bytes: int, max_keys: int) -> DecideRequest:
     document = read_object(value, max_bytes=max_bytes)
     if not _is_valid(document) or too_deep(value or b"", document):
         return _faulty(document)
     get = document.get
     ttl_ms = get("ttlMs")
-    return _request(
+    request = _request(
         document["userId"], get("requestId"), get("sdkKey"), get("userAttributes"), get("keys"), get("decideOptions"),
         get("forcedDecisions"), get("fetchSegments"), get("fetchSegmentsOptions"),
         # JSON's 5000.0 is an integer to a schema, but a float here.
         None if ttl_ms is None else int(ttl_ms),
     )  # fmt: skip
+    if len(request.keys) > max_keys:
+        detail = f"keys: maxItems, {max_keys} here (PIPELINE_DECIDE__MAX_KEYS)"
+        return _refused(request.user_id, request.request_id, request.sdk_key, PARSING_FAILED, detail)
+    return request
 
 
 def _request(
