@@ -20,6 +20,7 @@ from pipeline.datafile.poller import Datafiles
 from pipeline.decision import Facts, answer, failure, is_large
 from pipeline.errors import Rejected, SegmentsUnavailable
 from pipeline.handlers.facts import FactSource
+from pipeline.handlers.identities import IgnoredIdentities
 from pipeline.handlers.sticky import Pending, Sticky
 from pipeline.messages.decide import DecideRequest, parse_decide_request, read_expires_at
 from pipeline.messages.delivery import RESULT_SOURCE_HEADER, Chunk, Delivery, Result, identity_of, source_of
@@ -98,6 +99,7 @@ class DecideHandler:
         self._shared = decider
         self._waiting: dict[str, _Waiting] = {}
         self._sticky = Sticky(self, decider.facts)
+        self._identities = IgnoredIdentities()
         self._at_it = False
         self._decided = 0
         """Since they were counted last."""
@@ -116,6 +118,8 @@ class DecideHandler:
                 shared.rejected.inc()
                 chunk.reject(record, why)
                 continue
+            if record.headers:
+                self._identities.look_at(record)
             waiting = self._waiting.get(request.user_id)
             if waiting is None:
                 self._begin((chunk, record, request), results)
