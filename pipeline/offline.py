@@ -7,6 +7,7 @@ given instead: segments, sticky profiles, predictions.
 from __future__ import annotations
 
 import time
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 from uuid import NAMESPACE_OID, uuid5
@@ -15,6 +16,7 @@ import msgspec
 
 from pipeline.decision import Facts, Prediction, Wanted, answer, failure
 from pipeline.errors import ConfigurationError, DatafileRefused, Rejected
+from pipeline.messages.contracts import in_utf8
 from pipeline.messages.decide import DecideRequest, parse_decide_request
 from pipeline.messages.words import FETCH_FAILED, UNKNOWN_KEY
 from pipeline.project import ProjectConfig, compile_datafile
@@ -80,6 +82,9 @@ def decide_lines(lines: Iterable[bytes], datafile: bytes, people: People) -> Ite
         raise ConfigurationError([f"--datafile: {error}"]) from error
     for number, line in enumerate(lines):
         source, timestamp = f"stdin-0-{number}", int(time.time() * 1000)
+        if number == 0:
+            # Where a file begins with a byte order mark, its first line does; of a record it is a fault.
+            line = line.removeprefix(BOM_UTF8)
         try:
             request = parse_decide_request(line.rstrip(b"\r\n"), max_bytes=_MAX_LINE_BYTES)
         except Rejected as why:
@@ -118,7 +123,7 @@ def _fault(request: DecideRequest, project: ProjectConfig) -> str | None:
 
 def _read(option: str, document: bytes | None, shape: type[_T], text: str) -> _T:
     try:
-        return msgspec.json.decode(_NOBODY if document is None else document, type=shape)
+        return msgspec.json.decode(_NOBODY if document is None else in_utf8(document), type=shape)
     except msgspec.ValidationError as error:
         raise ConfigurationError([f"{option}: must be an object of {text}: {error}"]) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

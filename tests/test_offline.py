@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
@@ -110,6 +111,46 @@ def test_a_bad_line_is_one_error_and_disturbs_no_other(kind: str) -> None:
     assert result["requestId"] == "stdin-0-1"
     # Only a line in which a user was found names one.
     assert result["userId"] == ("eve" if b'"eve"' in bad else "")
+
+
+def test_the_fault_of_a_line_is_named_by_its_detail() -> None:
+    assert decided({"keys": ["a", 5]})["detail"] == "keys.1: type"
+    assert "detail" not in decided({"decideOptions": ["NOPE"]})
+    assert "detail" not in decided({"sdkKey": "another"})
+
+
+def test_more_keys_than_the_contract_allows_are_an_error_and_a_workers_own_limit_does_not_count() -> None:
+    assert len(decided({"keys": [f"k{number}" for number in range(1001)]})["decisions"]) == 1001
+    result = decided({"keys": ["k"] * 10_001})
+    assert (result["error"], result["detail"]) == ("error parsing request body", "keys: maxItems")
+
+
+def test_one_key_sent_twice_is_several() -> None:
+    options = ["ENABLED_FLAGS_ONLY"]
+    off = {"featureFlags": [flag("off")], "experiments": [], "rollouts": [], "groups": []}
+    assert len(decided({"keys": ["off"], "decideOptions": options}, **off)["decisions"]) == 1
+    assert decided({"keys": ["off", "off"], "decideOptions": options}, **off)["decisions"] == []
+    assert len(decided({"keys": ["off", "off"]}, **off)["decisions"]) == 1
+
+
+# Byte order marks
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32", "utf-32-be"])
+def test_files_of_any_unicode_are_read_as_json_loads_reads_them(encoding: str) -> None:
+    project = json.dumps(datafile(PRODUCTION, "https://odp.example")).encode(encoding)
+    segments, others = json.dumps({"äda": []}).encode(encoding), "{}".encode(encoding)
+    people = People(segments, others, others)
+    (line,) = decide_lines([b'{"userId": "ada", "keys": ["dark_mode"]}'], project, people)
+    assert "error" not in orjson.loads(line)
+
+
+def test_a_mark_before_the_first_line_is_the_files_and_before_another_a_fault() -> None:
+    line = b'\xef\xbb\xbf{"userId": "ada", "keys": ["dark_mode"]}'
+    project = orjson.dumps(datafile(PRODUCTION, "https://odp.example"))
+    first, second = map(orjson.loads, decide_lines([line, line], project, People()))
+    assert (first["userId"], first.get("error")) == ("ada", None)
+    assert second["error"].startswith("UTF-8 byte order mark (BOM) is not supported")
 
 
 # Requests of every kind, through the command
@@ -288,7 +329,7 @@ _SHAPES = {
     "--predictions": "user id -> rule id -> variation id",
 }
 _NO_JSON = (
-    b" ", b"{", b"{} x", b"ada", b"\xff\xfe{}", b'\xef\xbb\xbf{"ada": {}}', b'{"\\ud800": {}}', b'{"\xff": {}}',
+    b" ", b"{", b"{} x", b"ada", b"\xff\xfe{}?", b'\xef\xbb\xbf\xef\xbb\xbf{}', b'{"\\ud800": {}}', b'{"\xff": {}}',
 )  # fmt: skip
 
 

@@ -1,12 +1,13 @@
 """The answer to a request: the decisions it asked for, and what their impressions need, as one JSON document.
 
 The same bytes for the same project, request, facts, source and time. Most of the document was written when the
-datafile arrived; here it is put together. Called by every way in: the decide role and the command line.
+datafile arrived; here it is put together. Called by every way in: the decide role, which makes the large ones by
+`slices.py`, and the command line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -41,35 +42,33 @@ def answer(project: ProjectConfig, request: DecideRequest, facts: Facts, *, sour
     """Decide a request.
 
     `source` is the identity of the request's record, `timestamp` its time in milliseconds. One key is decided as the
-    SDK's `decide`, several as `decide_for_keys`, none as `decide_all`. Raises nothing, whatever the attributes hold.
+    SDK's `decide`, several as `decide_for_keys`, none as `decide_all`; a key that was sent twice is several. Raises
+    nothing, whatever the attributes hold.
     """
     if request.error is not None:
         return Answer(failure(request, request.error, source=source, timestamp=timestamp, revision=project.revision))
-    try:
-        attributes = orjson.dumps(request.attributes)
-    except TypeError:
-        attributes = _in_part(request.attributes)
-    context = b'{"userId":' + orjson.dumps(request.user_id) + b',"attributes":' + attributes + b"}"
+    attributes, context = user_context(request)
     visitor = visitor_of(request, facts)
-    pieces = [_opening(request, source, timestamp), project.written.decisions]
-    impressions = _decide_all(project, request, visitor, context, pieces)
+    pieces = [opening(request, source, timestamp), project.written.decisions]
+    impressions: list[bytes] = []
+    decide_flags(project, request, visitor, context, request.keys or project.flags, pieces, impressions)
     if visitor.wanted:
         return Answer(b"", None, visitor.wanted)
-    if impressions:
-        tracked = project.attributes.written(request.attributes, attributes)
-        pieces += (project.written.tracking, tracked, b'],"impressions":[', b",".join(impressions), b"]}}")
-    else:
-        pieces.append(b"]}")
-    return Answer(b"".join(pieces), visitor.learned)
+    return Answer(joined(project, request, attributes, pieces, impressions), visitor.learned)
 
 
 def failure(request: DecideRequest, message: str, *, source: str, timestamp: int, revision: str | None) -> bytes:
     """The value of a result for a request that could not be decided; `message` is in the Agent's words."""
-    rest = orjson.dumps({"revision": revision, "decisions": [], "error": message})
-    return _opening(request, source, timestamp) + b"," + rest[1:]
+    rest: dict[str, object] = {"revision": revision, "decisions": [], "error": message}
+    if request.detail is not None and message == request.error:
+        rest["detail"] = request.detail
+    return opening(request, source, timestamp) + b"," + orjson.dumps(rest)[1:]
 
 
-def _opening(request: DecideRequest, source: str, timestamp: int) -> bytes:
+# The parts of an answer, for those who put it together: `answer` in one step, `slices.py` in several.
+
+
+def opening(request: DecideRequest, source: str, timestamp: int) -> bytes:
     fields = {
         "requestId": source if request.request_id is None else request.request_id,
         "source": source,
@@ -78,6 +77,27 @@ def _opening(request: DecideRequest, source: str, timestamp: int) -> bytes:
         "userId": request.user_id,
     }
     return orjson.dumps(fields)[:-1]
+
+
+def user_context(request: DecideRequest) -> tuple[bytes, bytes]:
+    """The attributes, and the user context that each decision repeats."""
+    try:
+        attributes = orjson.dumps(request.attributes)
+    except TypeError:
+        attributes = _in_part(request.attributes)
+    return attributes, b'{"userId":' + orjson.dumps(request.user_id) + b',"attributes":' + attributes + b"}"
+
+
+def joined(
+    project: ProjectConfig, request: DecideRequest, attributes: bytes, pieces: list[bytes], impressions: list[bytes]
+) -> bytes:
+    """The whole document of pieces that end with the last decision."""
+    if impressions:
+        tracked = project.attributes.written(request.attributes, attributes)
+        pieces += (project.written.tracking, tracked, b'],"impressions":[', b",".join(impressions), b"]}}")
+    else:
+        pieces.append(b"]}")
+    return b"".join(pieces)
 
 
 def _in_part(attributes: Mapping[str, Any]) -> bytes:
@@ -93,15 +113,17 @@ def _writable(value: object) -> bool:
     return True
 
 
-def _decide_all(
-    project: ProjectConfig, request: DecideRequest, visitor: Visitor, context: bytes, pieces: list[bytes]
-) -> list[bytes]:
-    """Add the decisions asked for to `pieces`; returns an entry of `tracking.impressions` for each impression due."""
+def decide_flags(
+    project: ProjectConfig, request: DecideRequest, visitor: Visitor, context: bytes, keys: Iterable[str],
+    pieces: list[bytes], impressions: list[bytes], separator: bytes = b"",
+) -> None:  # fmt: skip
+    """Add the decisions about these flags to `pieces`, and an entry of `tracking.impressions` for each one due.
+
+    `separator` is a comma where a decision stands before the first one.
+    """
     options = request.options
     explained = _REASONS in options
-    impressions: list[bytes] = []
-    separator = b""
-    for key in request.keys or project.flags:
+    for key in keys:
         flag = project.flags.get(key)
         if flag is None:
             before, after = unknown_flag(key)
@@ -125,12 +147,11 @@ def _decide_all(
             rest = _rest(outcome, visitor.infos, options, dispatched=bool(due))
         pieces += (separator, outcome.opening, context, rest)
         separator = b","
-    return impressions
 
 
 def _filtered(outcome: Outcome, request: DecideRequest) -> bool:
-    """A single key is answered whatever comes of it, and an error always is."""
-    if outcome.enabled or outcome.failed or len(request.keys) == 1:
+    """A single key is answered whatever comes of it, and an error always is. A key that was sent twice is several."""
+    if outcome.enabled or outcome.failed or (len(request.keys) == 1 and not request.keys_repeated):
         return False
     return _ENABLED_ONLY in request.options
 

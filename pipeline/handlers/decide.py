@@ -15,13 +15,16 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+import structlog
+
 from pipeline.datafile.poller import Datafiles
-from pipeline.decision import Facts, answer, failure
+from pipeline.decision import Facts, answer, failure, is_large
 from pipeline.errors import Rejected, SegmentsUnavailable
 from pipeline.handlers.facts import FactSource
-from pipeline.handlers.pending import Pending
+from pipeline.handlers.identities import IgnoredIdentities
+from pipeline.handlers.pending import Pending, Waiting
 from pipeline.handlers.sticky import Sticky
-from pipeline.messages.decide import DecideRequest, parse_decide_request
+from pipeline.messages.decide import DecideRequest, parse_decide_request, read_expires_at
 from pipeline.messages.delivery import RESULT_SOURCE_HEADER, Chunk, Delivery, Result, identity_of, source_of
 from pipeline.messages.words import EXPIRED, FETCH_FAILED, SDK_KEY_MISSING
 from pipeline.metrics import Metrics
@@ -29,8 +32,8 @@ from pipeline.profiles import Profile
 from pipeline.project import ProjectConfig
 from pipeline.settings import DecideSettings
 
-_EXPIRES_AT = "expires-at"
-_LONGEST_TIME = 15
+log = structlog.get_logger("pipeline.decide")
+
 _NOT_FETCHED = Facts()
 _AT_ONCE = 20
 """Most requests of one user answered in one turn of the loop; there may be thousands."""
@@ -54,10 +57,10 @@ class Decider:
         self.may_stick = facts.keeps_profiles
         self.tasks: set[asyncio.Task[None]] = set()
         self.max_record_bytes = max_record_bytes
+        self.max_keys = settings.max_keys
         self.max_result_bytes = facts.max_result_bytes
         self.now = now
         self.max_age_ms = int(settings.max_age * 1000)
-        self.may_expire = bool(self.max_age_ms)
         self.options = frozenset(settings.options)
         # A request's own `source` would stand beside ours, and be taken for it.
         self.copied = frozenset(("traceparent", *settings.copy_headers)) - {RESULT_SOURCE_HEADER}
@@ -77,29 +80,14 @@ class Decider:
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
-class _Waiting:
-    """A user whose facts are being fetched: the request that asked, and the later ones in their order."""
-
-    __slots__ = ("head", "later")
-
-    def __init__(self, head: Pending) -> None:
-        self.head = head
-        # Made when it is needed: an empty one is larger than the request.
-        self.later: deque[Pending] | None = None
-
-    def append(self, pending: Pending) -> None:
-        if self.later is None:
-            self.later = deque()
-        self.later.append(pending)
-
-
 class DecideHandler:
     """The requests of one partition."""
 
     def __init__(self, decider: Decider) -> None:
         self._shared = decider
-        self._waiting: dict[str, _Waiting] = {}
+        self._waiting: dict[str, Waiting] = {}
         self._sticky = Sticky(self, decider.facts)
+        self._identities = IgnoredIdentities()
         self._at_it = False
         self._decided = 0
         """Since they were counted last."""
@@ -111,11 +99,15 @@ class DecideHandler:
         results: list[Result] = []
         for record in chunk.records:
             try:
-                request = parse_decide_request(record.value, max_bytes=shared.max_record_bytes)
+                request = parse_decide_request(
+                    record.value, max_bytes=shared.max_record_bytes, max_keys=shared.max_keys
+                )
             except Rejected as why:
                 shared.rejected.inc()
                 chunk.reject(record, why)
                 continue
+            if record.headers:
+                self._read_headers(record, request)
             pending = Pending(chunk, record, request)
             waiting = self._waiting.get(request.user_id)
             if waiting is None:
@@ -127,18 +119,23 @@ class DecideHandler:
         self._look_up()
         shared.seconds.observe(time.perf_counter() - started)
 
+    def _read_headers(self, record: Delivery, request: DecideRequest) -> None:
+        self._identities.look_at(record)
+        if request.error is None:
+            read_expires_at(request, record.headers)
+
     def _begin(self, pending: Pending, results: list[Result], profile: Profile | None = None) -> None:
         """Answer a request whose turn it is, or let its user wait; `_look_up` is called afterwards.
 
         `profile`: if it is known. A request that has waited begins again here, with its segments.
         """
-        shared, request = self._shared, pending.request
+        request = pending.request
         project = self._admitted(request)
         asked = pending.segments is not None
         if project is None or request.error is not None:
             message = FETCH_FAILED if asked else request.error or self._without_project(request.sdk_key)
             self.refuse(pending, message, None, results)
-        elif (shared.may_expire or request.ttl_ms is not None or pending.record.headers) and self._is_expired(pending):
+        elif self._is_expired(pending):
             self._expire(pending, project, results)
         elif not request.fetch_segments:
             self._with_segments(pending, project, profile, results)
@@ -171,7 +168,7 @@ class DecideHandler:
             self._by_profile(pending, project, profile, results)
         elif isinstance(segments, asyncio.Future):
             user_id = pending.request.user_id
-            self._waiting[user_id] = _Waiting(pending)
+            self._waiting[user_id] = Waiting(pending)
             segments.add_done_callback(partial(self._arrived, user_id))
         else:
             self._decide(pending, project, _NOT_FETCHED if segments is None else Facts(segments), results)
@@ -186,8 +183,8 @@ class DecideHandler:
 
     def _ask(self, pending: Pending, project: ProjectConfig) -> None:
         if pending.segments is None and project.odp is not None:
-            expires = self._expires_at(pending.record, pending.request)
-            within = expires / 1000 - self._shared.now() if expires else None
+            expires_at = pending.expires_at(self._shared.max_age_ms)
+            within = None if expires_at is None else expires_at / 1000 - self._shared.now()
             pending.segments = self._shared.facts.segments(project.odp, pending.request, within=within)
 
     def _without_project(self, sdk_key: str | None) -> str:
@@ -201,7 +198,7 @@ class DecideHandler:
         if found is not None and not found.learned:
             self.answered(pending, found.value, results)
         elif found is not None or profile is None:
-            self._waiting[pending.request.user_id] = _Waiting(pending)
+            self._waiting[pending.request.user_id] = Waiting(pending)
             self._sticky.add(pending)
 
     def _look_up(self) -> None:
@@ -220,7 +217,7 @@ class DecideHandler:
 
     def settle(self, pending: Pending, facts: Facts) -> None:
         """Let the user wait until everything the request depends on was asked for, and what it taught is saved."""
-        self._waiting.setdefault(pending.request.user_id, _Waiting(pending))
+        self._waiting.setdefault(pending.request.user_id, Waiting(pending))
         self._start(self._settled(pending, facts))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -244,6 +241,8 @@ class DecideHandler:
             value = await self._shared.facts.settle(pending, facts, expired, source=source, timestamp=timestamp)
         except SegmentsUnavailable as why:
             self._no_segments(pending, why, self.project(request), results)
+        except Rejected as why:
+            self._reject(pending, why)
         else:
             if value is not None:
                 self.answered(pending, value, results, lies_at)
@@ -297,7 +296,7 @@ class DecideHandler:
 
     def _pause(self, user_id: str, pending: Pending) -> None:
         """Let others have their turn, or wait for room. Whoever comes meanwhile lines up behind."""
-        self._waiting[user_id] = _Waiting(pending)
+        self._waiting[user_id] = Waiting(pending)
         go_on = partial(self._resume, user_id)
         if pending.chunk.has_room:
             asyncio.get_running_loop().call_soon(go_on)
@@ -306,18 +305,9 @@ class DecideHandler:
 
     # Time
 
-    def _expires_at(self, record: Delivery, request: DecideRequest) -> int:
-        """When the request's time ends, in ms since the epoch; 0: never."""
-        age_ms = request.ttl_ms if request.ttl_ms is not None else self._shared.max_age_ms
-        expires = record.timestamp + age_ms if age_ms else 0
-        for name, value in record.headers:
-            if name == _EXPIRES_AT and value and value.isdigit() and len(value) <= _LONGEST_TIME:
-                expires = int(value)
-        return expires
-
     def _is_expired(self, pending: Pending) -> bool:
-        expires = self._expires_at(pending.record, pending.request)
-        return bool(expires) and self._shared.now() * 1000 > expires
+        expires_at = pending.expires_at(self._shared.max_age_ms)
+        return expires_at is not None and self._shared.now() * 1000 > expires_at
 
     def refused(self, pending: Pending, project: ProjectConfig | None, results: list[Result]) -> bool:
         """Add the result of a request that cannot be decided any more after a wait; False where it can."""
@@ -346,6 +336,9 @@ class DecideHandler:
 
     def _decide(self, pending: Pending, project: ProjectConfig, facts: Facts, results: list[Result]) -> None:
         record, request = pending.record, pending.request
+        if is_large(project, request, pending.size):
+            self.settle(pending, facts)
+            return
         lies_at = source_of(record)
         source, timestamp = identity_of(record, lies_at)
         found = answer(project, request, facts, source=source, timestamp=timestamp)
@@ -361,16 +354,22 @@ class DecideHandler:
     def answered(self, pending: Pending, value: bytes, results: list[Result], lies_at: str = "") -> None:
         """Add the result of a request that was decided. `lies_at` spares working out where it lies again."""
         record, request = pending.record, pending.request
-        shared = self._shared
-        if len(value) > shared.max_result_bytes:
-            shared.rejected.inc()
-            pending.chunk.reject(record, Rejected("result_too_large", f"its result has {len(value)} bytes"))
+        if len(value) > self._shared.max_result_bytes:
+            self._reject(pending, Rejected("result_too_large", f"its result has {len(value)} bytes"))
             return
         self._decided += 1
         results.append(self._result(record, request, value, lies_at or source_of(record)))
 
+    def _reject(self, pending: Pending, why: Rejected) -> None:
+        self._shared.rejected.inc()
+        pending.chunk.reject(pending.record, why)
+
     def refuse(self, pending: Pending, message: str, revision: str | None, results: list[Result]) -> None:
         self._shared.failed.inc()
+        detail = pending.request.detail
+        if detail is not None:
+            # The detail names a property, never a value: neither is the user's.
+            log.debug("decide request not parsed", source=source_of(pending.record), detail=detail)
         self._fail(pending, message, revision, results)
 
     def _fail(self, pending: Pending, message: str, revision: str | None, results: list[Result]) -> None:

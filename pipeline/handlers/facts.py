@@ -15,8 +15,9 @@ import msgspec
 
 from pipeline.cmab import FORGETTING, Predictions
 from pipeline.datafile.poller import Datafiles
-from pipeline.decision import IGNORE_PROFILE, Answer, Facts, answer
+from pipeline.decision import IGNORE_PROFILE, Answer, Facts, answer, is_large
 from pipeline.errors import SegmentsUnavailable
+from pipeline.handlers.large import LargeAnswers
 from pipeline.handlers.pending import Pending, known
 from pipeline.messages.decide import DecideRequest
 from pipeline.messages.delivery import Chunk
@@ -41,6 +42,7 @@ class FactSource:
         self._predictions = predictions
         self.max_result_bytes = max_result_bytes
         self._slots = asyncio.Semaphore(_MOST_SAVED)
+        self._large = LargeAnswers(datafiles, max_result_bytes)
 
     def count_hits(self) -> None:
         self._segments.count_hits()
@@ -87,7 +89,8 @@ class FactSource:
         """The value of the request's result, when all it takes is there and what it taught is saved.
 
         `facts` are those at hand; the segments may be still to come. None is returned when the request was dropped
-        meanwhile: it is its next owner's. Raises SegmentsUnavailable, reason `expired` once `expired()` says so.
+        meanwhile: it is its next owner's. Raises SegmentsUnavailable, reason `expired` once `expired()` says so, and
+        Rejected where a large answer grows beyond what a result may hold.
         """
         segments = pending.segments
         if isinstance(segments, asyncio.Future):
@@ -100,42 +103,52 @@ class FactSource:
                 raise SegmentsUnavailable(segments.reason, segments.detail)
             facts = msgspec.structs.replace(facts, segments=known(segments))
         request, chunk = pending.request, pending.chunk
-        deciding = _Deciding(request, expired, source, timestamp)
-        found, facts = await self._decided(deciding, facts, chunk)
+        deciding = _Deciding(pending, expired, source, timestamp)
+        found, facts = await self._decided(deciding, facts, has_room=True)
         if not self.must_save(found):
             return None if chunk.abandoned else found.value
         del found
         async with self._slots:
             # Again, as nothing of it was kept: thousands may wait here. Not for room: the slot is the others' too.
-            found, facts = await self._decided(deciding, facts, None)
+            found, facts = await self._decided(deciding, facts, has_room=False)
             if chunk.abandoned:
                 return None
             if self.must_save(found):
                 await self.save([(request.user_id, {**(facts.profile or {}), **(found.learned or {})})])
             return found.value
 
-    async def _decided(self, deciding: _Deciding, facts: Facts, chunk: Chunk | None) -> tuple[Answer, Facts]:
+    async def _decided(self, deciding: _Deciding, facts: Facts, *, has_room: bool) -> tuple[Answer, Facts]:
         """Decide; fetch the predictions the decision needs; repeat until it needs none.
 
-        With `chunk` there is room for its result when it is made.
+        With `has_room` there is room for its result when it is made.
         """
-        request = deciding.request
+        pending, _, source, timestamp = deciding
+        request = pending.request
         options = request.options
         while True:
-            if chunk is not None:
-                await room(chunk)
+            if has_room:
+                await room(pending.chunk)
             # The datafile may have been replaced meanwhile: a request is decided by one revision, the current one.
             project = self._datafiles.project(request.sdk_key or "")
             if project is None:
                 raise SegmentsUnavailable("unavailable", "the datafile is gone")
             if deciding.expired():
                 raise SegmentsUnavailable("expired", "the request's time ended before it could be decided")
-            found = answer(project, request, facts, source=deciding.source, timestamp=deciding.timestamp)
+            found = None
+            if not is_large(project, request, pending.size):
+                found = answer(project, request, facts, source=source, timestamp=timestamp)
+            # A project replaced meanwhile would stay until the answer, and be freed by it in one step.
+            del project
+            if found is None:
+                found = await self._large.answer(
+                    request, facts, pending.chunk, has_room=has_room, source=source, timestamp=timestamp
+                )
+                if found is None:
+                    continue
             if not found.wanted:
                 return found, facts
             wanted = found.wanted.values()
-            # A project replaced meanwhile would stay until the answer, and be freed by it in one step.
-            del project, found
+            del found
             told = await self._predictions.ask(request.user_id, wanted, options)
             # Once for a request: what was just asked for is not to be forgotten by the next step.
             options = options - FORGETTING
@@ -145,7 +158,7 @@ class FactSource:
 class _Deciding(NamedTuple):
     """A request that is decided step by step, and what stays the same meanwhile."""
 
-    request: DecideRequest
+    pending: Pending
     expired: Callable[[], bool]
     source: str
     timestamp: int

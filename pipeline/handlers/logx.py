@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pipeline.datafile.poller import Datafiles
 from pipeline.errors import Rejected
+from pipeline.handlers.identities import IgnoredIdentities
 from pipeline.handlers.keys import project_of
 from pipeline.logx.dispatcher import Logx
 from pipeline.logx.payload import conversion, impressions
@@ -57,6 +58,7 @@ class ConversionsHandler:
         self._logx = logx
         self._datafiles = datafiles
         self._max_record_bytes = max_record_bytes
+        self._identities = IgnoredIdentities()
 
     def handle(self, chunk: Chunk) -> None:
         """Hand each conversion to the dispatcher; what Optimizely could not attribute is a dead letter."""
@@ -69,4 +71,6 @@ class ConversionsHandler:
             except Rejected as why:
                 chunk.reject(record, why)
                 continue
+            if record.headers:
+                self._identities.look_at(record)
             self._logx.add(envelope, visitor, events, chunk, record)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pipeline.datafile.poller import Datafiles
 from pipeline.errors import Rejected
+from pipeline.handlers.identities import IgnoredIdentities
 from pipeline.handlers.keys import project_of
 from pipeline.logx.payload import CLIENT_VERSION, event_uuid
 from pipeline.messages.delivery import Chunk, identity_of
@@ -22,6 +23,7 @@ class OdpEventsHandler:
         self._events = events
         self._datafiles = datafiles
         self._max_record_bytes = max_record_bytes
+        self._identities = IgnoredIdentities()
 
     def handle(self, chunk: Chunk) -> None:
         """Hand each event to the dispatcher of its account; what ODP cannot take is a dead letter."""
@@ -34,6 +36,8 @@ class OdpEventsHandler:
             except Rejected as why:
                 chunk.reject(record, why)
                 continue
+            if record.headers:
+                self._identities.look_at(record)
             source, timestamp = identity_of(record)
             # The same record gives the same id for ever, so that a repetition is one event to ODP.
             idempotence_id = event_uuid(source, timestamp, 0)

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from pipeline.decision import Answer, Facts, answer
+from pipeline.decision import Answer, Facts, answer, is_large
 from pipeline.handlers.facts import FactSource, room
 from pipeline.handlers.pending import Pending, known
 from pipeline.messages.decide import DecideRequest
@@ -111,7 +111,7 @@ class Sticky:
         """The answer; None where the user goes on waiting for something else."""
         segments = pending.resolve()
         facts = Facts(known(segments), profile)
-        if isinstance(segments, asyncio.Future):
+        if isinstance(segments, asyncio.Future) or is_large(project, pending.request, pending.size):
             self._line.settle(pending, facts)
             return None
         source, timestamp = identity_of(pending.record)

@@ -86,8 +86,8 @@ def conversion(
     """A conversion: its envelope, its visitor and its number of events, which is 1.
 
     `timestamp` is the record's, in ms, and part of the identity; the event happened then unless it says otherwise.
-    Tags are passed on whole; `revenue` and `value` are read from them as the Python SDK does. Raises Rejected when the
-    datafile has no such event.
+    Tags are passed on as they were parsed; `revenue` and `value` are read from them as the Python SDK does. Raises
+    Rejected when the datafile has no such event.
     """
     event_id = project.events.get(event.event_key)
     if event_id is None:

@@ -6,6 +6,8 @@ parser of the topic to say. Nothing but Rejected leaves this module, whatever th
 
 from __future__ import annotations
 
+import json
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,18 @@ def read_object(value: bytes | None, *, max_bytes: int) -> dict[str, Any]:
     if type(document) is not dict:
         raise Rejected("not_an_object", f"{_KINDS[type(document)]} in place of an object")
     return document
+
+
+def in_utf8(document: bytes) -> bytes:
+    """The bytes of a JSON document from a file or a service in UTF-8, without a byte order mark.
+
+    Read as Python's `json.loads`, and so the SDK, reads bytes: also UTF-16 and UTF-32, which the first bytes tell, with
+    or without their mark. Raises UnicodeDecodeError.
+    """
+    if document.startswith(BOM_UTF8):
+        return document[len(BOM_UTF8) :]
+    encoding = json.detect_encoding(document)
+    return document if encoding == "utf-8" else document.decode(encoding).encode()
 
 
 def fault_of(value: bytes, error: orjson.JSONDecodeError) -> str:

@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from pipeline.errors import Rejected
+from pipeline.messages.headers import integer, plain
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -22,6 +23,7 @@ RESULT_SOURCE_HEADER = "source"
 # The identity that a record keeps when it is replayed from the dead letters.
 SOURCE_HEADER = "pipeline-source"
 TIMESTAMP_HEADER = "pipeline-timestamp"
+_IDENTITY_HEADERS = (SOURCE_HEADER, TIMESTAMP_HEADER)
 _IDENTITY = re.compile(rb"[A-Za-z0-9._-]{1,249}-[0-9]{1,10}-[0-9]{1,19}")
 _TIMESTAMP = re.compile(rb"-1|[0-9]{1,19}")
 
@@ -99,12 +101,27 @@ def identity_of(record: Delivery, lies_at: str = "") -> tuple[str, int]:
     identity would be that of another record.
     """
     if record.headers:
-        source = timestamp = b""
-        for name, value in record.headers:
-            if name == SOURCE_HEADER:
-                source = value or b""  # Kafka's null
-            elif name == TIMESTAMP_HEADER:
-                timestamp = value or b""
+        source, timestamp = _first_identity(record.headers)
         if _IDENTITY.fullmatch(source) and _TIMESTAMP.fullmatch(timestamp):
             return source.decode("ascii"), int(timestamp)
     return lies_at or source_of(record), record.timestamp
+
+
+def identity_fault(headers: Headers) -> str:
+    """Why `identity_of` ignores the identity headers of a record, as `header name: keyword`; empty: it does not."""
+    if not any(name in _IDENTITY_HEADERS for name, _ in headers):
+        return ""
+    for name, text, form in zip(_IDENTITY_HEADERS, _first_identity(headers), (_IDENTITY, _TIMESTAMP), strict=True):
+        if not form.fullmatch(text):
+            return f"header {name}: {'pattern' if text else 'required'}"
+    return ""
+
+
+def _first_identity(headers: Headers) -> tuple[bytes, bytes]:
+    source = timestamp = b""
+    for name, value in headers:
+        if name == SOURCE_HEADER:
+            source = plain(value)
+        elif name == TIMESTAMP_HEADER:
+            timestamp = integer(value)
+    return source, timestamp

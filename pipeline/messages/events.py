@@ -15,6 +15,8 @@ from pipeline.messages.contracts import MAX_NESTING, ODP_EVENT, TRACK_EVENT, Con
 DEFAULT_TYPE = "fullstack"
 FS_USER_ID = "fs_user_id"
 _SPELLINGS = frozenset({"fs_user_id", "fs-user-id"})
+# The SDK cleans a whole payload by these names, and the tags in it.
+_DROPPED_WHERE_NULL = frozenset({"revenue", "value", "tags", "decisions"})
 
 
 @dataclass(slots=True)
@@ -57,9 +59,28 @@ def parse_track_event(value: bytes | None, *, max_bytes: int) -> TrackEvent:
         document["userId"],
         document["eventKey"],
         get("userAttributes") or {},
-        get("eventTags") or {},
+        _tags(value or b"", get("eventTags") or {}),
         _timestamp(document),
     )
+
+
+def _tags(value: bytes, tags: dict[str, Any]) -> dict[str, Any]:
+    """The tags as the Python SDK sends them. A null is looked for in the record's bytes: most hold none."""
+    sent: dict[str, Any] = _without_nulls(tags) if b"null" in value else tags
+    return sent
+
+
+def _without_nulls(node: Any) -> Any:
+    """Without members that an event's own may be named like and that are null; also inside of other tags."""
+    if type(node) is dict:
+        return {
+            name: _without_nulls(inner)
+            for name, inner in node.items()
+            if inner is not None or name not in _DROPPED_WHERE_NULL
+        }
+    if type(node) is list:
+        return [_without_nulls(inner) for inner in node]
+    return node
 
 
 def parse_odp_event(value: bytes | None, *, max_bytes: int) -> OdpEvent:

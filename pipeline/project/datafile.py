@@ -11,7 +11,7 @@ from types import MappingProxyType
 import orjson
 
 from pipeline.errors import DatafileRefused
-from pipeline.messages.contracts import fault_of
+from pipeline.messages.contracts import fault_of, in_utf8
 from pipeline.project.attributes import EventAttributes
 from pipeline.project.compiler import Compiler
 from pipeline.project.conditions import Audience, compile_tree, read_conditions
@@ -26,7 +26,10 @@ _DEFAULT_REGION = "US"
 def compile_datafile(raw: bytes) -> ProjectConfig:
     """Raises DatafileRefused, and nothing else, for bytes that are not a datafile that can be decided with."""
     try:
+        raw = in_utf8(raw)
         document = Document(raw)
+    except UnicodeDecodeError as error:
+        raise DatafileRefused(f"not JSON: not {error.encoding.upper()} at byte {error.start}") from None
     except orjson.JSONDecodeError as error:
         raise DatafileRefused(f"not JSON: {fault_of(raw, error)}") from None
     try:

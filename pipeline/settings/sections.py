@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.messages.decide import DECIDE_OPTIONS
+from pipeline.messages.decide import DECIDE_OPTIONS, MAX_KEYS
 
 PREFIX = "PIPELINE_"
 Role = Literal["decide", "logx", "odp_events"]
@@ -193,6 +193,11 @@ class DecideSettings(Section):
     max_age: float = Field(
         0, ge=0, le=10**9, description="A request older than this is answered `request expired`; 0: never."
     )
+    max_keys: int = Field(
+        1000, ge=1, le=MAX_KEYS,
+        description="Most different flags that a request may name in `keys`: this worker's limit, beside the "
+        f"contract's of {MAX_KEYS:,}. A request with more is answered `error parsing request body`.",
+    )  # fmt: skip
     copy_headers: Names = Field((), description="Headers of a request that its result carries as well.")
     options: Names = Field((), description="decideOptions added to every request.")
 

@@ -132,6 +132,9 @@ class Comparison:
 def _met(case: Case, found: Ours) -> Iterator[str]:
     if case.profile is not None:
         yield "a profile, and nothing learned" if found.learned is None else "a profile, and something learned"
+    keys = case.request.get("keys") or []
+    if len(keys) > 1 and len(set(keys)) == 1:
+        yield "one key sent twice, answered" if found.result["decisions"] else "one key sent twice, left out"
     if found.rounds:
         yield "predictions wanted once" if found.rounds == 1 else "predictions wanted again"
 

@@ -188,11 +188,11 @@ class Oracle:
         profiles = None if case.profile is None else _Profiles(case.profile)
         self._decisions.user_profile_service = profiles
         with _in_use(self._evaluator):
-            decided = self._decide(self._context(case, request), request)
+            decided = self._decide(self._context(case, request), request, case.request.get("keys") or [])
         events = self._recorder.events
         return Theirs(
             {key: self._decision(key, decision) for key, decision in decided.items()},
-            [_impression(event) for event in events],
+            _of_each_key(events, repeated=request.keys_repeated),
             _envelope(events[0]) if events else None,
             None if profiles is None else profiles.saved,
             self._predictions.asked,
@@ -209,16 +209,17 @@ class Oracle:
             )
         return context
 
-    def _decide(self, context: Any, request: DecideRequest) -> dict[str, Any]:
+    def _decide(self, context: Any, request: DecideRequest, sent: list[str]) -> dict[str, Any]:
+        """`sent` are the keys as they were sent, repeats and all."""
         options = sorted(request.options)
         flags = self._manager.config.feature_key_map
         every = len(flags) == len(self._manager.config.feature_flags)
         # The SDK decides a key twice that stands in the datafile twice, and sends two impressions.
         asked = list(request.keys or flags)
-        if len(request.keys) == 1:
+        if len(sent) == 1:
             decided = {asked[0]: context.decide(asked[0], options)}
-        elif request.keys or not every:
-            decided = context.decide_for_keys(asked, options)
+        elif sent or not every:
+            decided = context.decide_for_keys(sent or asked, options)
         else:
             decided = context.decide_all(options)
         self.tally.requests += 1
@@ -245,6 +246,15 @@ class Oracle:
             "decisionEventDispatched": info.get("decision_event_dispatched", False),
             "failure": decision.reasons[-1] if failed else None,
         }
+
+
+def _of_each_key(events: list[Any], *, repeated: bool) -> list[Json]:
+    """The impressions; of a key that is sent twice the SDK sends them twice, and here they are sent once."""
+    found: list[Json] = []
+    for event in map(_impression, events):
+        if not repeated or event not in found:
+            found.append(event)
+    return found
 
 
 def _finite(value: object) -> object:

@@ -77,10 +77,18 @@ class Requests:
         return {
             "userId": dice.choice(self._users),
             "userAttributes": self._attributes() if dice.chance(0.97) else None,
-            "keys": dice.of([], [], [dice.of(*keys, *keys, "no flag")], [dice.of(*keys, "no flag") for _ in range(4)]),
+            "keys": self._keys(keys),
             "decideOptions": [option for option in OPTIONS if dice.chance(0.12)],
             "forcedDecisions": self._forced() if dice.chance(0.3) else [],
         }
+
+    def _keys(self, keys: list[str]) -> list[str]:
+        """None, one, one twice, or several of which some may be the same."""
+        dice = self._dice
+        one, several = dice.of(*keys, *keys, "no flag"), [dice.of(*keys, "no flag") for _ in range(4)]
+        if dice.chance(0.05):
+            return [one, one]
+        return dice.choice([[], [], [one], several])
 
     def _attributes(self) -> Json:
         dice = self._dice

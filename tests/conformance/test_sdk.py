@@ -57,6 +57,8 @@ def test_everything_is_met_often_enough() -> None:
     assert 0 < whole.refused < whole.datafiles / 20
     for fact in ("a profile, and nothing learned", "a profile, and something learned", "predictions wanted once"):
         assert whole.facts[fact] > whole.requests / 50, fact
+    for fact in ("one key sent twice, answered", "one key sent twice, left out"):
+        assert whole.facts[fact] > 5, fact
     assert whole.facts["predictions wanted again"] > whole.requests / 500
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from pipeline.cmab import Predictions
 from pipeline.errors import SegmentsUnavailable
@@ -367,10 +368,12 @@ async def test_a_stop_that_cancels_the_question_answers_nobody() -> None:
         (5000, {}, [("expires-at", b"%d" % (NOW_MS - 1))], 0, True),
         (5000, {}, [("expires-at", b"%d" % NOW_MS)], 0, False),
         (5000, {"ttlMs": 10}, [("expires-at", b"%d" % (NOW_MS + 1))], 0, False),
-        (0, {}, [("expires-at", b"soon")], 0, False),
-        (0, {}, [("expires-at", b"-1")], 0, False),
+        (5000, {}, [("expires-at", b'"%d"' % (NOW_MS - 1))], 0, True),
+        (5000, {}, [("expires-at", (NOW_MS - 1).to_bytes(8, "big"))], 0, True),
+        (5000, {"ttlMs": 10}, [("expires-at", NOW_MS.to_bytes(8, "big"))], 0, False),
+        # An empty one says nothing.
         (0, {}, [("expires-at", None)], 0, False),
-        (0, {}, [("expires-at", b"9" * 5000)], 0, False),
+        (1001, {"ttlMs": 1000}, [("expires-at", b"")], 0, True),
     ],
 )
 def test_a_request_is_expired_by_its_header_its_ttl_or_the_default_in_this_order(
@@ -385,6 +388,19 @@ def test_a_request_is_expired_by_its_header_its_ttl_or_the_default_in_this_order
         assert document["decisions"] == []
         assert "tracking" not in document
         assert document["revision"] == PRODUCTION_PROJECT.revision
+
+
+@pytest.mark.parametrize("value", [b"soon", b"-1", b"9" * 5000])
+def test_a_header_that_cannot_be_read_is_answered_with_an_error_that_names_it(value: bytes) -> None:
+    bench = Bench()
+    chunk = bench.chunk(body("a"), body("b", ttlMs=0), headers=[("expires-at", value)])
+    told = [(one["error"], one["detail"], one["decisions"]) for one in chunk.documents]
+    assert told == [
+        ("error parsing request body", "header expires-at: pattern", []),
+        # The body comes first.
+        ("error parsing request body", "ttlMs: minimum", []),
+    ]
+    assert bench.outcome("error") == 2
 
 
 @pytest.mark.asyncio
@@ -471,6 +487,33 @@ def test_a_faulty_request_is_answered_before_its_key_is_looked_at() -> None:
     bench = Bench()
     (document,) = bench.chunk(body("a", decideOptions=["NO_SUCH_OPTION"], sdkKey="nobody")).documents
     assert document["error"] == "invalid option: NO_SUCH_OPTION"
+
+
+def test_what_could_not_be_parsed_is_named_in_the_result_and_in_a_debug_line_without_a_word_of_the_user() -> None:
+    bench = Bench()
+    with capture_logs() as lines:
+        chunk = bench.chunk(
+            body("a", "someone@example.org", keys=["secret flag", 5]), body("b", decideOptions=["NOPE"]), body("c"),
+        )  # fmt: skip
+    first, second, third = chunk.documents
+    assert (first["error"], first["detail"]) == ("error parsing request body", "keys.1: type")
+    # These say it themselves.
+    assert "detail" not in second
+    assert "detail" not in third
+    (line,) = [line for line in lines if line["event"] == "decide request not parsed"]
+    assert line == {
+        "event": "decide request not parsed", "log_level": "debug", "source": "topic-0-0", "detail": "keys.1: type",
+    }  # fmt: skip
+
+
+def test_more_keys_than_the_worker_takes_are_an_error_that_says_whose_bound_it_is() -> None:
+    bench = Bench(max_keys=2)
+    few, many = bench.chunk(
+        body("a", keys=[FLAG, "x", FLAG, "x"]), body("b", keys=[FLAG, "x", "y"], sdkKey=PRODUCTION)
+    ).documents
+    assert len(few["decisions"]) == 2
+    assert (many["error"], many["decisions"], many["sdkKey"]) == ("error parsing request body", [], PRODUCTION)
+    assert many["detail"] == "keys: maxItems, 2 here (PIPELINE_DECIDE__MAX_KEYS)"
 
 
 def test_default_options_are_added_to_those_of_a_request() -> None:

@@ -56,6 +56,7 @@ FAULTS: dict[str, dict[str, str]] = {
         "decision-without-attributes": "decisions.0.userContext: required attributes",
         "decision-without-rule-key": "decisions.0: required ruleKey",
         "decisions-missing": "$: required decisions",
+        "detail-empty": "detail: minLength",
         "error-beside-a-decision": "decisions: maxItems",
         "error-beside-tracking": "$: not",
         "error-empty": "error: minLength",

@@ -21,6 +21,7 @@ _GIVEN = {
     "messages/events.py": _EVENTS,
     "messages/events.py::_track_fault": _TRACK,
     "messages/events.py::_odp_fault": _ODP,
+    "decision/slices.py": _REQUESTS,
     "handlers/decide.py": _REQUESTS,
     "handlers/keys.py": _EVENTS,
     "handlers/logx.py": _RESULTS,

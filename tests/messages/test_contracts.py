@@ -36,7 +36,8 @@ LATER_DRAFT = "https://json-schema.org/draft/2020-12/schema"
 # Keywords that mean the same in draft-07, which AsyncAPI speaks, and in 2020-12.
 COMMON = {
     "$schema", "title", "description", "type", "required", "properties", "additionalProperties", "items", "enum",
-    "pattern", "minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems", "not", "if", "then",
+    "pattern", "minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems", "maxProperties",
+    "not", "if", "then",
 }  # fmt: skip
 
 

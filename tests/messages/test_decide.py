@@ -13,6 +13,7 @@ from pipeline.errors import Rejected
 from pipeline.messages.contracts import DECIDE_REQUEST, MAX_NESTING, too_deep
 from pipeline.messages.decide import DECIDE_OPTIONS, DecideRequest, ForcedDecision, parse_decide_request
 from tests.messages.examples import MAX_BYTES, document, files, nested, value
+from tests.messages.faults import FAULTS
 from tests.messages.strategies import documents_like
 
 MESSAGE = "decide-request"
@@ -109,6 +110,70 @@ def test_null_empty_and_unknown_change_nothing(name: str) -> None:
     )
 
 
+# Of examples whose fault is only told by the error, nothing; of the others the first fault that is one of types.
+DETAILS = {
+    "option-unknown-and-keys-text": "keys: type",
+    "option-unknown-and-number": "decideOptions.1: type",
+    "option-number": "decideOptions.0: type",
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(files("invalid", MESSAGE)) - set(DEAD_LETTERS)))
+def test_an_error_that_does_not_say_so_itself_has_the_fault_as_its_detail(name: str) -> None:
+    request = parse_decide_request(value("invalid", MESSAGE, name), max_bytes=MAX_BYTES)
+    if name in ERRORS:
+        assert request.detail is None
+    else:
+        assert request.detail == DETAILS.get(name, FAULTS[MESSAGE][name])
+
+
+def test_the_detail_of_a_fault_among_others_is_of_a_type_and_quotes_nothing() -> None:
+    document = {"userId": "u", "userAttributes": {"mail": "someone@example.org"}, "decideOptions": ["NOPE", None]}
+    assert parse(document | {"forcedDecisions": [{"flagKey": "f"}, {"ruleKey": 5}]}).detail == (
+        "forcedDecisions.1.ruleKey: type"
+    )
+    assert parse(document | {"decideOptions": ["NOPE", {"someone": 1}]}).detail == "decideOptions.1: type"
+    assert parse({"userId": "u", "x": nested(MAX_NESTING)}).detail == "$: depth"
+    assert parse({"userId": "u", "keys": nested(MAX_NESTING + 80)}).detail == "$: depth"
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "most"),
+    [
+        ("keys", "a", 10_000), ("decideOptions", "INCLUDE_REASONS", 1000), ("forcedDecisions", {"flagKey": "f"}, 1000),
+        ("fetchSegmentsOptions", "IGNORE_CACHE", 1000),
+    ],
+)  # fmt: skip
+def test_a_list_has_its_bound(name: str, entry: object, most: int) -> None:
+    assert parse({"userId": "u", name: [entry] * most}).error is None
+    over = parse({"userId": "u", name: [entry] * (most + 1)})
+    assert (over.error, over.detail) == (PARSING, f"{name}: maxItems")
+
+
+def test_attributes_have_their_bound_too() -> None:
+    attributes = {str(number): number for number in range(10_000)}
+    assert parse({"userId": "u", "userAttributes": attributes}).attributes == attributes
+    assert parse({"userId": "u", "userAttributes": attributes | {"one": 1}}).detail == "userAttributes: maxProperties"
+
+
+def test_a_worker_may_take_fewer_keys_than_the_contract_and_counts_the_different_ones() -> None:
+    def keys(*names: str) -> DecideRequest:
+        raw = orjson.dumps({"userId": "u", "requestId": "r", "sdkKey": "k", "keys": names})
+        return parse_decide_request(raw, max_bytes=MAX_BYTES, max_keys=2)
+
+    assert keys("a", "b", "a").keys == ("a", "b")
+    over = keys("a", "b", "c")
+    assert (over.keys, over.error) == ((), PARSING)
+    assert (over.user_id, over.request_id, over.sdk_key) == ("u", "r", "k")
+    assert over.detail == "keys: maxItems, 2 here (PIPELINE_DECIDE__MAX_KEYS)"
+
+
+def test_a_key_sent_twice_is_told_from_one_sent_once() -> None:
+    twice = parse(document("valid", MESSAGE, "one-key-twice-is-several"))
+    assert (twice.keys, twice.keys_repeated) == (("a",), True)
+    assert [parse({"userId": "u", "keys": keys}).keys_repeated for keys in ([], ["a"], ["a", "b"])] == [False] * 3
+
+
 def test_repeated_keys_keep_their_first_place() -> None:
     assert parse(document("valid", MESSAGE, "repeated-keys")).keys == ("b", "a", "c")
     assert parse({"userId": "u", "keys": [""]}).keys == ("",)
@@ -188,6 +253,7 @@ def test_no_bytes_raise_anything_but_rejected(raw: bytes) -> None:
     given_document = orjson.loads(raw)
     acceptable = DECIDE_REQUEST.is_valid(given_document) and not too_deep(raw, given_document)
     assert (request.error is None) == acceptable
+    assert (request.detail is not None) == (request.error == PARSING)
     assert request.user_id == given_document["userId"]
     assert request.options <= DECIDE_OPTIONS
     assert len(set(request.keys)) == len(request.keys)

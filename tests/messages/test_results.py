@@ -21,7 +21,7 @@ from tests.messages.faults import FAULTS
 
 MESSAGE = "decide-result"
 # Properties that nothing behind the results reads.
-UNREAD = ("decisions.", "error: minLength", "decisions: maxItems")
+UNREAD = ("decisions.", "error: minLength", "detail: minLength", "decisions: maxItems")
 
 
 def owed(raw: bytes) -> tuple[Envelope, Sequence[Visitor]] | None:

@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optimizely.error_handler import NoOpErrorHandler
+from optimizely.logger import NoOpLogger
+from optimizely.project_config import ProjectConfig as SdkConfig
 
 from pipeline.errors import DatafileRefused
 from pipeline.project import OdpIntegration, compile_datafile
+from tests.decision.projects import document
 
 Json = dict[str, Any]
 MINIMAL: Json = {"version": "4", "revision": "1"}
@@ -60,13 +64,29 @@ def test_odp_integration() -> None:
         assert compiled(integrations=[incomplete]).odp is None
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_bytes_of_any_encoding_that_the_sdk_reads_are_read(encoding: str) -> None:
+    needed = dict.fromkeys(("experiments", "groups", "events", "audiences", "attributes"), ())
+    raw = json.dumps(document(**(needed | {"revision": "ž7"})), ensure_ascii=False).encode(encoding)
+    logger: Any = NoOpLogger()
+    assert compile_datafile(raw).revision == SdkConfig(raw, logger, NoOpErrorHandler).revision == "ž7"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_with_the_mark_of_these_too_though_the_sdk_does_not_survive_its_own_reading(encoding: str) -> None:
+    raw = json.dumps(document(revision="ž7"), ensure_ascii=False).encode(encoding)
+    logger: Any = NoOpLogger()
+    assert compile_datafile(raw).revision == "ž7"
+    with pytest.raises(UnicodeDecodeError):
+        SdkConfig(raw, logger, NoOpErrorHandler)
+
+
 @pytest.mark.parametrize(
     ("raw", "text"),
     [
         (b"", "not JSON"),
         (b"<html>", "not JSON"),
         (b"\xff\xfe{}", "not JSON"),
-        (b'\xef\xbb\xbf{"version":"4","revision":"1"}', "not JSON"),
         (b'{"version":"4","revision":"1","x":NaN}', "not JSON"),
         (b'{"version":"4","revision":"\\ud800"}', "not JSON"),
         (b"[" * 100_000, "not JSON"),

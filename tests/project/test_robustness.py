@@ -84,10 +84,10 @@ def test_the_whole_one_is_taken() -> None:
         (b"", "not JSON: Input is a zero-length, empty document, at character 0"),
         (b"  \n", "not JSON: input data is empty, at character 0"),
         (
-            b"\xef\xbb\xbf" + document(),
+            b"\xef\xbb\xbf" * 2 + document(),
             "not JSON: UTF-8 byte order mark (BOM) is not supported, at character 0",
         ),
-        (b"\xff\xfe" + document(), "not JSON: not UTF-8 at byte "),
+        (b"\xff\xfe" + document() + b" " * (len(document()) % 2 == 0), "not JSON: not UTF-16-LE at byte "),
         (document()[:-1] + b', "x": "\xc3("}', "not JSON: not UTF-8 at byte "),
         (document()[:-1] + b', "x": "\\ud800"}', "not JSON: no low surrogate in string, at character "),
         (document()[:-1] + b', "\\udfff": 1}', "not JSON: invalid high surrogate in string, at character "),
