@@ -55,8 +55,6 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     key: bytes
     value: bytes
     headers: Headers
-    requested_at: int | None = None
-    """Timestamp (ms) of the request record that it answers; None for what answers no request, as a dead letter."""
 
 
 class Chunk(Protocol):
@@ -108,7 +106,7 @@ def identity_of(record: Delivery, lies_at: str = "") -> tuple[str, int]:
 
 
 def identity_fault(headers: Headers) -> str:
-    """Why `identity_of` ignores the identity headers of a record, as `header name: keyword`; empty: it does not."""
+    """Why `identity_of` ignores the identity headers a record has, as `header name: keyword`; empty: it does not."""
     if not any(name in _IDENTITY_HEADERS for name, _ in headers):
         return ""
     for name, text, form in zip(_IDENTITY_HEADERS, _first_identity(headers), (_IDENTITY, _TIMESTAMP), strict=True):

@@ -211,7 +211,7 @@ async def test_each_waits_for_room_also_when_it_had_some_before_its_turn(steps: 
     assert bench.answered == ["a", "b"]
 
 
-async def test_with_profiles_what_it_taught_is_saved_before_its_result() -> None:
+async def test_with_profiles_what_it_taught_is_saved_before_its_result(steps: list[str]) -> None:
     log: list[str] = []
     profiles = Kept(log)
     bench = large_bench(profiles=profiles)
@@ -221,6 +221,8 @@ async def test_with_profiles_what_it_taught_is_saved_before_its_result() -> None
     profiles.gate.set()
     await until(lambda: chunk.settled == 2)
     assert (bench.answered, log) == (["a", "b"], [f"ada keeps {FLAGS}"])
+    # Decided once to know that something is to be saved, and once more when its turn to be saved had come.
+    assert len(steps) == 2 * _STEPS
 
 
 async def test_with_segments_it_is_made_when_they_are_there(steps: list[str]) -> None:
