@@ -38,6 +38,7 @@ from pipeline.profiles import make_profiles
 from pipeline.runtime import Fence, give_up, until_stopped
 from pipeline.settings import Role, Settings
 from pipeline.transport import Transport
+from pipeline.version import versions
 
 log = structlog.get_logger("pipeline.worker")
 
@@ -60,6 +61,7 @@ class Worker:
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.metrics.loop_stall_seconds.set_function(lambda: fence.longest)
+        self.metrics.build_info.labels(**versions()).set(1)
         self.transport = Transport()
         self.datafiles = Datafiles(transport=self.transport, settings=settings.optimizely, metrics=self.metrics)
         self.operations = Operations(self, self.registry, settings.ops)
@@ -73,6 +75,7 @@ class Worker:
         self._producer: AIOKafkaProducer | None = None
         self._others: list[AIOKafkaConsumer | AIOKafkaAdminClient] = []
         self._awaited = "the first connection to Kafka"
+        self._began = time.monotonic()
 
     # The start
 
@@ -99,7 +102,14 @@ class Worker:
         gc.collect()
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD)
-        log.info("worker started", roles=list(settings.roles), group=settings.kafka.group_id)
+        log.info("worker started", roles=list(settings.roles), group=settings.kafka.group_id, **versions())
+
+    async def log_readiness(self) -> None:
+        """Log `ready` once every role has its first partitions open. Cancelled by a stop before that."""
+        for consumer in self.consumers:
+            await consumer.assigned.wait()
+        partitions = {consumer.role.name: len(consumer.partitions) for consumer in self.consumers}
+        log.info("ready", partitions=partitions, seconds=round(time.monotonic() - self._began, 1))
 
     async def _consumer(
         self, role: Role, admin: AIOKafkaAdminClient, topics: Mapping[str, TopicFacts], letters: Sink
@@ -228,7 +238,7 @@ class Worker:
                     "sdkKey": one.sdk_key,
                     "state": one.state,
                     "revision": one.revision,
-                    "age": one.age,
+                    "ageSeconds": None if one.age is None else round(one.age, 1),
                     "error": one.error,
                 }
                 for one in self.datafiles.status()
@@ -242,6 +252,7 @@ async def run_worker(settings: Settings, fence: Fence) -> int:
 
     async def live() -> None:
         await worker.start()
+        await worker.log_readiness()
         await asyncio.Event().wait()
 
     try:

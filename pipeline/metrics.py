@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from pipeline.version import versions
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _USERS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 _EVENTS = (1, 10, 50, 100, 500, 1000, 2500, 5000, 7500, 10_000)
@@ -30,6 +32,10 @@ class Metrics:
 
         # Memory, CPU, start time and open files of the process, by the names that all programs have for them (Linux).
         ProcessCollector(registry=registry)
+
+        self.build_info = gauge(
+            "build_info", "Always 1: the versions of the program, of Python and of aiokafka.", *versions()
+        )
 
         # Kafka: what comes in, what is under way, what goes out
         self.records_consumed = counter("records_consumed_total", "Records taken from a topic.", "role", "topic")

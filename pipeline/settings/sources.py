@@ -1,0 +1,227 @@
+"""Where values come from: a YAML file, above it the environment, above that an option of the command.
+
+Names are sorted out here: what is no setting is a mistake, with the name that may be meant. Only a variable that looks
+like another program's, such as Kubernetes' links to Services, is a warning: it comes from outside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.settings.names import (
+    CONFIG_FILE,
+    SECTIONS,
+    SETTINGS,
+    is_password,
+    likely,
+    likely_in,
+    likely_section,
+    may_be_empty,
+    variable,
+)
+from pipeline.settings.sections import PREFIX
+
+_SERVICE_LINK = re.compile(
+    r"PIPELINE_(?:[A-Z0-9]+_)*?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
+)
+_LINKED = re.compile(r"(?:tcp|udp|sctp)://")
+_LIKE_ANY = 0.6
+ENVIRONMENT = "environment"
+EMPTY = "is empty: leave it out for its default"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value comes from: the place, and the setting's name as it is spelled there."""
+
+    place: str
+    spelled: str
+
+    @property
+    def name(self) -> str:
+        """The name that a mistake begins with: with the line, where it is in a file."""
+        return self.spelled if self.place in (ENVIRONMENT, self.spelled) else f"{self.place}: {self.spelled}"
+
+
+@dataclass(slots=True)
+class Sources:
+    """All values as they were written, by setting, with their origins."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, Origin] = field(default_factory=dict)
+    mistakes: list[str] = field(default_factory=list)
+    refused: set[str] = field(default_factory=set)
+    """Settings whose values are among the mistakes."""
+    warnings: list[str] = field(default_factory=list)
+
+    def put(self, setting: str, value: Any, origin: Origin) -> None:
+        self.values[setting] = value
+        self.origins[setting] = origin
+
+    def refuse(self, setting: str, origin: Origin, text: str) -> None:
+        self.refused.add(setting)
+        self.mistakes.append(f"{origin.name}: {text}")
+
+    def name_of(self, setting: str) -> str:
+        """The name as the person would spell it: as its section is spelled, in the environment if nowhere."""
+        if setting in self.origins:
+            return self.origins[setting].spelled
+        section = f"{setting.split('.')[0]}."
+        places = {one.place for name, one in self.origins.items() if name.startswith(section)}
+        return setting if places and ENVIRONMENT not in places else variable(setting)
+
+
+def read_sources(environ: Mapping[str, str], file: Path | None, roles: str | None) -> Sources:
+    """Everything that is set. Never raises for what is written there: see `mistakes`."""
+    sources = Sources()
+    if file is None and CONFIG_FILE in environ:
+        if environ[CONFIG_FILE].strip():
+            file = Path(environ[CONFIG_FILE].strip())
+        else:
+            sources.mistakes.append(f"{CONFIG_FILE}: is empty: leave it out where there is no file")
+    if file is not None:
+        _read_file(file, sources)
+    _read_environment(environ, sources)
+    if roles is not None:
+        sources.put("roles", roles, Origin("--roles", "--roles"))
+    return sources
+
+
+# The environment
+
+
+def _read_environment(environ: Mapping[str, str], sources: Sources) -> None:
+    links = []
+    seen: dict[str, str] = {}
+    for name, text in environ.items():
+        if not name.startswith(PREFIX) or name == CONFIG_FILE:
+            continue
+        setting = name.removeprefix(PREFIX).lower().replace("__", ".", 1)
+        if setting in SETTINGS:
+            if setting in seen:
+                sources.mistakes.append(f"{name}: is set as {seen[setting]}, too: leave one of them out")
+            seen[setting] = name
+            _take_variable(setting, text, sources)
+        elif "__" not in name and _SERVICE_LINK.fullmatch(name) and (not name.endswith("_PORT") or _LINKED.match(text)):
+            links.append(name)
+        else:
+            _unknown_variable(name, setting, sources)
+    if links:
+        shown = f"{', '.join(links[:2])}{f' and {len(links) - 2} more' if len(links) > 2 else ''}"
+        sources.warnings.append(
+            f"{shown}: no settings, but Kubernetes' links to a Service; set `enableServiceLinks: false` for the pod"
+        )
+
+
+def _take_variable(setting: str, text: str, sources: Sources) -> None:
+    origin = Origin(ENVIRONMENT, variable(setting))
+    bare = text.strip()
+    if not bare and not may_be_empty(setting):
+        sources.refuse(setting, origin, EMPTY)
+    elif len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'" and not is_password(setting):
+        sources.refuse(
+            setting, origin, "its value is in quotes, which a file of variables needs none of: take them off"
+        )
+    else:
+        sources.put(setting, text, origin)
+
+
+def _unknown_variable(name: str, setting: str, sources: Sources) -> None:
+    section, _, rest = setting.partition(".")
+    if section in SECTIONS:
+        if not rest:
+            sources.mistakes.append(f"{name}: is a section; name a setting in it, as {name}__...")
+        else:
+            sources.mistakes.append(f"{name}: {_no_such(likely_in(section, rest), variable)}")
+    elif meant := likely(name):
+        sources.mistakes.append(f"{name}: {_no_such(meant, variable)}")
+    else:
+        sources.warnings.append(f"{name}: {_no_such(likely(name, _LIKE_ANY), variable)}")
+
+
+def _no_such(meant: str | None, named: Any) -> str:
+    advice = f"; did you mean {named(meant)}?" if meant else " (`pipeline check-config` lists all)"
+    return f"no such setting{advice}"
+
+
+# The file
+
+
+def _read_file(file: Path, sources: Sources) -> None:
+    try:
+        document, lines = _parsed(file, sources)
+    except OSError as error:
+        sources.mistakes.append(f"{file}: cannot be read: {error.strerror}")
+    except UnicodeDecodeError:
+        sources.mistakes.append(f"{file}: not UTF-8")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        sources.mistakes.append(f"{file}: not YAML{_yaml_fault(error)}")
+    else:
+        _take_document(file, document, lines, sources)
+
+
+def _parsed(file: Path, sources: Sources) -> tuple[Any, dict[str, int]]:
+    """The document, and the lines on which its sections and settings are. A name that is there twice is a mistake."""
+    loader = yaml.SafeLoader(file.read_text("utf-8-sig"))
+    try:
+        node = loader.get_single_node()
+        lines: dict[str, int] = {}
+        _number(node, "", lines, file, sources)
+        return (loader.construct_document(node) if node is not None else None), lines
+    finally:
+        loader.dispose()
+
+
+def _number(node: yaml.Node | None, above: str, lines: dict[str, int], file: Path, sources: Sources) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        name = f"{above}{key.value}"
+        line = key.start_mark.line + 1
+        if isinstance(key, yaml.ScalarNode) and lines.setdefault(name, line) != line:
+            sources.mistakes.append(f"{file}:{line}: {name}: is there twice, on line {lines[name]} too")
+        if not above:
+            _number(value, f"{name}.", lines, file, sources)
+
+
+def _yaml_fault(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f", line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return f": {' '.join(str(error).split())}"
+
+
+def _take_document(file: Path, document: Any, lines: Mapping[str, int], sources: Sources) -> None:
+    def place(name: str) -> str:
+        return f"{file}:{lines[name]}" if name in lines else str(file)
+
+    if document is None:
+        return
+    if not isinstance(document, dict):
+        sources.mistakes.append(f"{file}: must be a mapping of sections, such as `kafka:` with its settings below")
+        return
+    for key, content in document.items():
+        name = str(key)
+        if name in SETTINGS:
+            sources.put(name, content, Origin(place(name), name))
+        elif name not in SECTIONS:
+            sources.mistakes.append(f"{place(name)}: {name}: {_no_such_in_file(name, content)}")
+        elif content is not None and not isinstance(content, dict):
+            sources.mistakes.append(f"{place(name)}: {name}: is a section: its settings stand below it, indented")
+        for inner, value in content.items() if name in SECTIONS and isinstance(content, dict) else ():
+            setting = f"{name}.{inner}"
+            if setting in SETTINGS:
+                sources.put(setting, value, Origin(place(setting), setting))
+            else:
+                sources.mistakes.append(f"{place(setting)}: {setting}: {_no_such(likely_in(name, str(inner)), str)}")
+
+
+def _no_such_in_file(name: str, content: Any) -> str:
+    meant = likely_section(name) if isinstance(content, dict) else None
+    return f"no such section; did you mean {meant}?" if meant else _no_such(likely(name, _LIKE_ANY), str)
