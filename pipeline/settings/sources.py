@@ -125,9 +125,7 @@ def _take_variable(setting: str, text: str, sources: Sources) -> None:
     if not bare and not may_be_empty(setting):
         sources.refuse(setting, origin, EMPTY)
     elif len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'" and not is_password(setting):
-        sources.refuse(
-            setting, origin, "its value is in quotes, which a file of variables needs none of: take them off"
-        )
+        sources.refuse(setting, origin, "its value is in quotes, which count as part of it: leave them out")
     else:
         sources.put(setting, text, origin)
 

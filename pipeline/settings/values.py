@@ -145,7 +145,8 @@ def _server(address: str) -> str:
         raise ValueError(_SERVERS)
     if "://" in address:
         bare = address.split("://", 1)[1]
-        raise ValueError(f"write {bare} for {address}, without the protocol")
+        meant = bare if re.search(r":\d+$", bare) else f"{bare}:9092"
+        raise ValueError(f"{address} begins with a protocol; did you mean {meant}?")
     host, colon, port = address.rpartition(":")
     if not colon or (address.startswith("[") and address.endswith("]")):
         raise ValueError(f"{address} has no port; did you mean {address}:9092?")
