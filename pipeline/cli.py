@@ -238,22 +238,27 @@ def check_config(
             raise
         _print_json({"valid": False, "mistakes": list(error.mistakes)})
         raise typer.Exit(2) from None
-    described = _described(loaded.settings) if topics else []
     if as_json:
-        _print_json(
-            {
-                "valid": True,
-                "warnings": list(loaded.warnings),
-                "settings": [one.document() for one in effective(loaded)],
-                **({"topics": [asdict(topic) for topic in described]} if topics else {}),
-            }
-        )
-    else:
-        _warn(loaded)
-        _print_settings(loaded)
-        _print_topics(described)
-    if any(topic.advice for topic in described):
-        raise typer.Exit(1)
+        document, code = _document(loaded, topics)
+        _print_json(document)
+        raise typer.Exit(code)
+    _warn(loaded)
+    _print_settings(loaded)
+    if topics:
+        _print_topics(_described(loaded.settings))
+
+
+def _document(loaded: Loaded, topics: bool) -> tuple[dict[str, Any], int]:
+    """The settings, and the topics where they are asked for, as JSON knows them; with the exit code."""
+    settings = [one.document() for one in effective(loaded)]
+    document: dict[str, Any] = {"valid": True, "warnings": list(loaded.warnings), "settings": settings}
+    if not topics:
+        return document, 0
+    try:
+        described = _described(loaded.settings)
+    except StartFailed as error:
+        return document | {"error": str(error)}, 1
+    return document | {"topics": [asdict(topic) for topic in described]}, 1 if _advice(described) else 0
 
 
 def _print_json(document: dict[str, Any]) -> None:
@@ -286,10 +291,7 @@ def create(config: ConfigFile = None) -> None:
 @topics_app.command("describe", cls=Command)
 def describe(config: ConfigFile = None) -> None:
     """Show the topics as they are, and what should be changed. Exit code 1 if anything should."""
-    described = _described(_load_for_topics(config))
-    _print_topics(described)
-    if any(topic.advice for topic in described):
-        raise typer.Exit(1)
+    _print_topics(_described(_load_for_topics(config)))
 
 
 def _described(settings: Settings) -> list[Described]:
@@ -300,9 +302,12 @@ def _described(settings: Settings) -> list[Described]:
     )
 
 
+def _advice(described: Sequence[Described]) -> list[str]:
+    return [f"{topic.name} {sentence}" for topic in described for sentence in topic.advice]
+
+
 def _print_topics(described: Sequence[Described]) -> None:
-    if not described:
-        return
+    """Exit code 1 if anything should be changed."""
     # Into a pipe nothing is folded, so that one topic is one line.
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _UNFOLDED)
     table = Table("topic", "partitions", "replicas", "configuration", box=None, header_style="bold")
@@ -310,8 +315,10 @@ def _print_topics(described: Sequence[Described]) -> None:
         config = ", ".join(f"{name}={value}" for name, value in topic.config.items())
         table.add_row(topic.name, str(topic.partitions), str(topic.replicas), config)
     console.print(table)
-    for sentence in (f"{topic.name} {advice}" for topic in described for advice in topic.advice):
+    for sentence in _advice(described):
         console.print(sentence)
+    if _advice(described):
+        raise typer.Exit(1)
 
 
 async def _with_admin(settings: Settings, ask: Callable[[AIOKafkaAdminClient], Awaitable[_Answer]]) -> _Answer:

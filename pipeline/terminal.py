@@ -37,7 +37,7 @@ def _plain_flags(params: Any) -> Any:
 def call(group: Any) -> int:
     """Run the command line; its exit code. Raises ConfigurationError for a command or an option that there is not."""
     try:
-        code = group(standalone_mode=False)
+        code = group(prog_name="pipeline", standalone_mode=False)
     except TyperException as error:
         told = error.format_message()
         if not told:

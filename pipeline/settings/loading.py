@@ -27,7 +27,6 @@ _SHOWN_LENGTH = 40
 _SAID = {
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
-    "finite_number": "must be a finite number",
     "float_type": "must be seconds, or a number with a unit: 500ms, 5s, 1m, 2h, 7d",
     "int_from_float": "must be a whole number",
     "int_parsing": "must be a whole number",
@@ -70,7 +69,8 @@ def load(
     sources = read_sources(os.environ if environ is None else environ, file, roles)
     settings, conflicts = _validated(sources)
     conflicts += [one for check in checks for one in check(settings)]
-    sources.mistakes += [_told(sources, one) for one in conflicts if not sources.refused.intersection(one.names)]
+    if sources.complete:
+        sources.mistakes += [_told(sources, one) for one in conflicts if not sources.refused.intersection(one.names)]
     if sources.mistakes:
         raise ConfigurationError(sources.mistakes)
     warnings = [*sources.warnings, *(_told(sources, one) for check in advice for one in check(settings))]
@@ -111,6 +111,8 @@ def _sentence(setting: str, item: ErrorDetails) -> str:
         text = _KEYS_LOOK
     else:
         text = _SAID.get(kind) or item["msg"].replace("Input should", "must").replace("String should", "must")
+    if kind == "string_type" and isinstance(given, list | dict):
+        text = "must be text"
     places = [part for part in item["loc"] if isinstance(part, int)]
     if places:
         text = f"item {places[0] + 1} {text}"

@@ -61,6 +61,14 @@ def likely(name: str, alike: float = _ALIKE) -> str | None:
     return _PLAIN[found[0]] if found else None
 
 
+def likely_variable(name: str, alike: float = _ALIKE) -> str | None:
+    """The same for a variable, by its name in the environment."""
+    setting = likely(name, alike)
+    if setting is None:
+        return CONFIG_FILE if get_close_matches(name, [CONFIG_FILE], 1, _ALIKE) else None
+    return variable(setting)
+
+
 def likely_in(section: str, name: str) -> str | None:
     """The setting that an unknown name in a known section means: one of the section, or the same name in another."""
     inside = [one.removeprefix(f"{section}.") for one in SETTINGS if one.startswith(f"{section}.")]

@@ -7,7 +7,7 @@ like another program's, such as Kubernetes' links to Services, is a warning: it 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,15 @@ from pipeline.settings.names import (
     likely,
     likely_in,
     likely_section,
+    likely_variable,
     may_be_empty,
     variable,
 )
 from pipeline.settings.sections import PREFIX
 
-_SERVICE_LINK = re.compile(
-    r"PIPELINE_(?:[A-Z0-9]+_)*?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
-)
-_LINKED = re.compile(r"(?:tcp|udp|sctp)://")
+_LINK = re.compile(r"PIPELINE_(\w+_)??(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+# A name such as PIPELINE_OPS_PORT may also be a setting misspelled: the value tells.
+_LINK_BY_VALUE = re.compile(r"PIPELINE_(\w+_)??PORT=(tcp|udp|sctp)://.*")
 _LIKE_ANY = 0.6
 ENVIRONMENT = "environment"
 EMPTY = "is empty: leave it out for its default"
@@ -59,6 +59,8 @@ class Sources:
     refused: set[str] = field(default_factory=set)
     """Settings whose values are among the mistakes."""
     warnings: list[str] = field(default_factory=list)
+    complete: bool = True
+    """False where a file could not be read: what is missing may be in it."""
 
     def put(self, setting: str, value: Any, origin: Origin) -> None:
         self.values[setting] = value
@@ -67,6 +69,11 @@ class Sources:
     def refuse(self, setting: str, origin: Origin, text: str) -> None:
         self.refused.add(setting)
         self.mistakes.append(f"{origin.name}: {text}")
+
+    def lose(self, mistake: str) -> None:
+        """A whole file cannot be used."""
+        self.complete = False
+        self.mistakes.append(mistake)
 
     def name_of(self, setting: str) -> str:
         """The name as the person would spell it: as its section is spelled, in the environment if nowhere."""
@@ -108,7 +115,7 @@ def _read_environment(environ: Mapping[str, str], sources: Sources) -> None:
                 sources.mistakes.append(f"{name}: is set as {seen[setting]}, too: leave one of them out")
             seen[setting] = name
             _take_variable(setting, text, sources)
-        elif "__" not in name and _SERVICE_LINK.fullmatch(name) and (not name.endswith("_PORT") or _LINKED.match(text)):
+        elif "__" not in name and (_LINK.fullmatch(name) or _LINK_BY_VALUE.fullmatch(f"{name}={text}")):
             links.append(name)
         else:
             _unknown_variable(name, setting, sources)
@@ -132,19 +139,19 @@ def _take_variable(setting: str, text: str, sources: Sources) -> None:
 
 def _unknown_variable(name: str, setting: str, sources: Sources) -> None:
     section, _, rest = setting.partition(".")
-    if section in SECTIONS:
-        if not rest:
-            sources.mistakes.append(f"{name}: is a section; name a setting in it, as {name}__...")
-        else:
-            sources.mistakes.append(f"{name}: {_no_such(likely_in(section, rest), variable)}")
-    elif meant := likely(name):
-        sources.mistakes.append(f"{name}: {_no_such(meant, variable)}")
+    if section in SECTIONS and not rest:
+        sources.mistakes.append(f"{name}: is a section; name a setting in it, as {name}__...")
+    elif section in SECTIONS:
+        meant = likely_in(section, rest)
+        sources.mistakes.append(f"{name}: {_no_such(variable(meant) if meant else None)}")
+    elif near := likely_variable(name):
+        sources.mistakes.append(f"{name}: {_no_such(near)}")
     else:
-        sources.warnings.append(f"{name}: {_no_such(likely(name, _LIKE_ANY), variable)}")
+        sources.warnings.append(f"{name}: {_no_such(likely_variable(name, _LIKE_ANY))}")
 
 
-def _no_such(meant: str | None, named: Any) -> str:
-    advice = f"; did you mean {named(meant)}?" if meant else " (`pipeline check-config` lists all)"
+def _no_such(meant: str | None) -> str:
+    advice = f"; did you mean {meant}?" if meant else " (`pipeline check-config` lists all)"
     return f"no such setting{advice}"
 
 
@@ -155,11 +162,11 @@ def _read_file(file: Path, sources: Sources) -> None:
     try:
         document, lines = _parsed(file, sources)
     except OSError as error:
-        sources.mistakes.append(f"{file}: cannot be read: {error.strerror}")
+        sources.lose(f"{file}: cannot be read: {error.strerror}")
     except UnicodeDecodeError:
-        sources.mistakes.append(f"{file}: not UTF-8")
+        sources.lose(f"{file}: not UTF-8")
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        sources.mistakes.append(f"{file}: not YAML{_yaml_fault(error)}")
+        sources.lose(f"{file}: not YAML{_yaml_fault(error)}")
     else:
         _take_document(file, document, lines, sources)
 
@@ -202,24 +209,35 @@ def _take_document(file: Path, document: Any, lines: Mapping[str, int], sources:
     if document is None:
         return
     if not isinstance(document, dict):
-        sources.mistakes.append(f"{file}: must be a mapping of sections, such as `kafka:` with its settings below")
+        sources.lose(f"{file}: must be a mapping of sections, such as `kafka:` with its settings below")
         return
     for key, content in document.items():
         name = str(key)
-        if name in SETTINGS:
+        if name in SECTIONS and isinstance(content, dict):
+            _take_section(name, content, place, sources)
+        elif name in SETTINGS and "." not in name:
             sources.put(name, content, Origin(place(name), name))
         elif name not in SECTIONS:
             sources.mistakes.append(f"{place(name)}: {name}: {_no_such_in_file(name, content)}")
-        elif content is not None and not isinstance(content, dict):
+        elif content is not None:
             sources.mistakes.append(f"{place(name)}: {name}: is a section: its settings stand below it, indented")
-        for inner, value in content.items() if name in SECTIONS and isinstance(content, dict) else ():
-            setting = f"{name}.{inner}"
-            if setting in SETTINGS:
-                sources.put(setting, value, Origin(place(setting), setting))
-            else:
-                sources.mistakes.append(f"{place(setting)}: {setting}: {_no_such(likely_in(name, str(inner)), str)}")
+
+
+def _take_section(section: str, content: Mapping[Any, Any], place: Callable[[str], str], sources: Sources) -> None:
+    for key, value in content.items():
+        setting = f"{section}.{key}"
+        if setting in SETTINGS:
+            sources.put(setting, value, Origin(place(setting), setting))
+        else:
+            sources.mistakes.append(f"{place(setting)}: {setting}: {_no_such(likely_in(section, str(key)))}")
 
 
 def _no_such_in_file(name: str, content: Any) -> str:
     meant = likely_section(name) if isinstance(content, dict) else None
-    return f"no such section; did you mean {meant}?" if meant else _no_such(likely(name, _LIKE_ANY), str)
+    if meant:
+        return f"no such section; did you mean {meant}?"
+    setting = likely(name, _LIKE_ANY)
+    if setting is None or "." not in setting:
+        return _no_such(setting)
+    section, _, inner = setting.partition(".")
+    return f"no such section; did you mean `{inner}` below `{section}:`?"
