@@ -172,7 +172,7 @@ def test_the_version_names_the_program_python_and_aiokafka() -> None:
             ["run", "--confg", "x"],
             "No such option: --confg (Possible options: --config) (see `pipeline run --help`)",
         ),
-        (["run", "x"], "Got unexpected extra argument (x) (see `pipeline run --help`)"),
+        (["run", "x"], "Got unexpected extra argument(s) (x) (see `pipeline run --help`)"),
         (["decide"], "Missing option '--datafile' (see `pipeline decide --help`)"),
     ],
 )
