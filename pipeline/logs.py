@@ -37,7 +37,7 @@ def configure_logs(level: str, form: Literal["json", "pretty"] | None = None) ->
         structlog.stdlib.ProcessorFormatter(
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *(_pretty(sys.stderr) if (form or _usual(sys.stderr)) == "pretty" else _json()),
+                *(_pretty(sys.stderr) if (form or _usual(sys.stderr)) == "pretty" else _json(sys.stderr)),
             ],
             foreign_pre_chain=_SHARED,
         )
@@ -54,8 +54,10 @@ def _usual(stream: TextIO) -> Literal["json", "pretty"]:
     return "pretty" if stream.isatty() else "json"
 
 
-def _json() -> list[structlog.typing.Processor]:
-    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+def _json(stream: TextIO) -> list[structlog.typing.Processor]:
+    # Characters as they are where the stream has them: a masked SDK key begins with `…`, and is searched for.
+    escaped = stream.encoding.lower() not in ("utf-8", "utf8")
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=escaped)]
 
 
 def _pretty(stream: TextIO) -> list[structlog.typing.Processor]:

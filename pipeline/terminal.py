@@ -5,6 +5,8 @@ Typer draws a mistake in the command line as a box of several lines, and the typ
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup, TyperOption
@@ -36,6 +38,9 @@ def _plain_flags(params: Any) -> Any:
 
 def call(group: Any) -> int:
     """Run the command line; its exit code. Raises ConfigurationError for a command or an option that there is not."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A value may hold a character that the output has not.
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = group(prog_name="pipeline", standalone_mode=False)
     except TyperException as error:

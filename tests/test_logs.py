@@ -23,7 +23,7 @@ configure_logs(*sys.argv[1:])
 log = structlog.get_logger("pipeline.test")
 log.debug("a record")
 log.info("started", roles=["decide"], partitions=4)
-log.warning("held", reason="unavailable", text="two\\nlines")
+log.warning("held", reason="unavailable", text="two\\nlines", sdk_key="\u2026a1b2 \U0001f511")
 user_id = "user-77"
 try:
     1 / 0
@@ -79,6 +79,13 @@ def test_an_exception_and_a_text_of_two_lines_are_one_line(lines: list[dict[str,
     assert "ZeroDivisionError" in ended["exception"]
     (held,) = of(lines, "held")
     assert held["text"] == "two\nlines"
+
+
+@pytest.mark.parametrize(("encoding", "key"), [("utf-8", "…a1b2 🔑"), ("ascii", r"\u2026a1b2 \ud83d\udd11")])
+def test_characters_are_as_they_are_where_the_output_has_them(encoding: str, key: str) -> None:
+    (line,) = [line for line in written("warning", PYTHONIOENCODING=encoding).splitlines() if '"held"' in line]
+    assert f'"sdk_key": "{key}"' in line
+    assert json.loads(line)["sdk_key"] == "…a1b2 🔑"
 
 
 def test_what_is_bound_to_the_context_is_on_the_line_and_only_there(lines: list[dict[str, Any]]) -> None:
