@@ -26,7 +26,7 @@ from pipeline.settings import (
     ROLES,
     Loaded,
     Settings,
-    effective,
+    effective_settings,
     load,
     needed_by_a_worker,
     usable_files,
@@ -250,7 +250,7 @@ def check_config(
 
 def _document(loaded: Loaded, topics: bool) -> tuple[dict[str, Any], int]:
     """The settings, and the topics where they are asked for, as JSON knows them; with the exit code."""
-    settings = [one.document() for one in effective(loaded)]
+    settings = [one.document() for one in effective_settings(loaded)]
     document: dict[str, Any] = {"valid": True, "warnings": list(loaded.warnings), "settings": settings}
     if not topics:
         return document, 0
@@ -268,7 +268,7 @@ def _print_json(document: dict[str, Any]) -> None:
 def _print_settings(loaded: Loaded) -> None:
     """One line a setting, never cut: a terminal folds what is too long for it."""
     console = Console(soft_wrap=True, highlight=False)
-    rows = [("*" if one.changed else " ", one.variable, one.text, one.place) for one in effective(loaded)]
+    rows = [("*" if one.changed else " ", one.variable, one.text, one.place) for one in effective_settings(loaded)]
     rows.insert(0, (" ", "setting", "value", "from"))
     # A long list of hosts does not push the last column away from all other lines.
     widths = [max(len(row[1]) for row in rows), min(max(len(row[2]) for row in rows), _VALUE_WIDTH)]

@@ -60,6 +60,12 @@ def test_a_list_that_is_no_json_is_told_how_to_write_one() -> None:
     assert told == {"PIPELINE_OPTIMIZELY__SDK_KEYS": 'not a JSON list; write ["one","two"], or one,two'}
 
 
+def test_a_list_with_nothing_between_two_commas_is_a_mistake() -> None:
+    for text in ("one,,two", "one,", ","):
+        told = {"PIPELINE_DECIDE__COPY_HEADERS": "holds an empty item: check the commas"}
+        assert mistakes({"PIPELINE_DECIDE__COPY_HEADERS": text}) == told
+
+
 def test_roles_are_a_list_of_known_names_and_not_empty() -> None:
     assert load_settings({"PIPELINE_ROLES": "logx"}).roles == ("logx",)
     assert load_settings({"PIPELINE_ROLES": '["decide","odp_events"]'}).roles == ("decide", "odp_events")
@@ -454,6 +460,11 @@ SERVICE_LINKS = {
     "PIPELINE_PORT_8088_TCP_ADDR": "10.0.0.1", "PIPELINE_OPS_PORT": "tcp://10.0.0.1:8088",
     "PIPELINE_KAFKA_SERVICE_HOST": "10.0.0.2",
 }  # fmt: skip
+
+
+def test_a_setting_in_two_spellings_is_a_mistake() -> None:
+    told = mistakes({"PIPELINE_kafka__group_id": "a", "PIPELINE_KAFKA__GROUP_ID": "b"})
+    assert told == {"PIPELINE_KAFKA__GROUP_ID": "is set as PIPELINE_kafka__group_id, too: leave one of them out"}
 
 
 def test_kubernetes_links_to_services_are_one_warning_that_says_how_to_be_rid_of_them() -> None:

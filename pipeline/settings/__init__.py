@@ -1,6 +1,6 @@
 """Settings, one section for each component (`sections.py`), read from the environment and a file (`loading.py`)."""
 
-from pipeline.settings.effective import effective
+from pipeline.settings.effective import effective_settings
 from pipeline.settings.files import needed_by_a_worker, read_password, usable_files, without_effect
 from pipeline.settings.loading import Loaded, load, load_settings
 from pipeline.settings.masking import masked
@@ -39,7 +39,7 @@ __all__ = [
     "Role",
     "Settings",
     "TopicsSettings",
-    "effective",
+    "effective_settings",
     "load",
     "load_settings",
     "masked",

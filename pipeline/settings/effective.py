@@ -44,7 +44,7 @@ class Effective:
         }  # fmt: skip
 
 
-def effective(loaded: Loaded) -> Iterator[Effective]:
+def effective_settings(loaded: Loaded) -> Iterator[Effective]:
     """All settings, in the order of README's table."""
     for setting, field in SETTINGS.items():
         value: Any = loaded.settings

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.settings import effective, load
+from pipeline.settings import effective_settings, load
 from pipeline.settings.effective import Effective
 from pipeline.settings.names import SETTINGS, variable
 
 
 def shown(environ: dict[str, str], file: Path | None = None) -> dict[str, Effective]:
-    return {one.setting: one for one in effective(load(environ, file))}
+    return {one.setting: one for one in effective_settings(load(environ, file))}
 
 
 def test_every_setting_is_shown_once_with_its_default_where_nothing_is_set() -> None:
