@@ -63,7 +63,7 @@ def failed(*arguments: str, settings: Mapping[str, str], environment: Mapping[st
         last = [json.loads(line) for line in done.stderr.splitlines()][-1]
         assert (last["level"], last["logger"]) == ("error", "pipeline.run")
         return last["event"], done.stderr
-    (told,) = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    (told,) = [line for line in done.stderr.splitlines() if not line.startswith(("{", "warning: "))]
     assert told.startswith("error: ")
     return told.removeprefix("error: "), done.stderr
 

@@ -212,11 +212,11 @@ def test_each_wrong_item_of_a_list_is_told_by_its_number_and_none_is_quoted(tmp_
 
 
 def test_a_name_that_is_twice_in_a_file_is_a_mistake_with_both_lines(tmp_path: Path) -> None:
-    file = written(tmp_path, "kafka: {group_id: a}\nops: {port: 1,\n  port: 2}\nkafka: {client_id: b}\n")
+    file = written(tmp_path, "kafka: {group_id: a}\nops: {port: 1, port: 2}\nkafka: {client_id: b}\n")
     with pytest.raises(ConfigurationError) as caught:
         load_settings({}, file)
     assert caught.value.mistakes == (
-        f"{file}:3: ops.port: is there twice, on line 2 too", f"{file}:4: kafka: is there twice, on line 1 too",
+        f"{file}:2: ops.port: is there twice, first on line 2", f"{file}:3: kafka: is there twice, first on line 1",
     )  # fmt: skip
 
 

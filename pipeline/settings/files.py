@@ -43,7 +43,7 @@ def without_effect(settings: Settings) -> Iterator[Conflict]:
         ("sasl_", "SASL" in kafka.security_protocol),
     ):
         for name in sorted(kafka.model_fields_set):
-            if name.startswith(begin) and not used:
+            if name.startswith(begin) and not used and getattr(kafka, name) is not None:
                 text = f"has no effect with {{{_PROTOCOL}}}={kafka.security_protocol}"
                 yield Conflict((f"kafka.{name}",), text)
 

@@ -187,10 +187,12 @@ def _number(node: yaml.Node | None, above: str, lines: dict[str, int], file: Pat
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:
-        name = f"{above}{key.value}"
-        line = key.start_mark.line + 1
-        if isinstance(key, yaml.ScalarNode) and lines.setdefault(name, line) != line:
-            sources.mistakes.append(f"{file}:{line}: {name}: is there twice, on line {lines[name]} too")
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        name, line = f"{above}{key.value}", key.start_mark.line + 1
+        if name in lines:
+            sources.mistakes.append(f"{file}:{line}: {name}: is there twice, first on line {lines[name]}")
+        lines.setdefault(name, line)
         if not above:
             _number(value, f"{name}.", lines, file, sources)
 

@@ -106,6 +106,12 @@ def test_files_that_the_protocol_does_not_use_are_not_looked_at_but_warned_of() 
     )
 
 
+def test_a_file_that_a_settings_file_leaves_out_is_not_warned_of(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("kafka: {ssl_cafile: null}\n")
+    assert load({}, file, advice=(without_effect,)).warnings == ()
+
+
 def test_files_are_looked_at_beside_values_that_are_wrong_and_sdk_keys_asked_for() -> None:
     environ = {
         "PIPELINE_KAFKA__SECURITY_PROTOCOL": "SSL", "PIPELINE_KAFKA__SSL_CAFILE": "/none/ca.crt",
