@@ -40,6 +40,7 @@ from pipeline.profiles import make_profiles
 from pipeline.runtime import Fence, give_up, until_stopped
 from pipeline.settings import Role, Settings
 from pipeline.transport import Transport
+from pipeline.version import versions
 
 log = structlog.get_logger("pipeline.worker")
 
@@ -62,6 +63,7 @@ class Worker:
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.metrics.loop_stall_seconds.set_function(lambda: fence.longest)
+        self.metrics.build_info.labels(**versions()).set(1)
         self.transport = Transport()
         self.datafiles = Datafiles(transport=self.transport, settings=settings.optimizely, metrics=self.metrics)
         self.operations = Operations(self, self.registry, settings.ops)
@@ -84,6 +86,7 @@ class Worker:
         self._producer: AIOKafkaProducer | None = None
         self._others: list[AIOKafkaConsumer | AIOKafkaAdminClient] = []
         self._awaited = "the first connection to Kafka"
+        self._began = time.monotonic()
 
     # The start
 
@@ -111,7 +114,14 @@ class Worker:
         gc.collect()
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD)
-        log.info("worker started", roles=list(settings.roles), group=settings.kafka.group_id)
+        log.info("worker started", roles=list(settings.roles), group=settings.kafka.group_id, **versions())
+
+    async def log_readiness(self) -> None:
+        """Log `ready` once every role has its first partitions open. Cancelled by a stop before that."""
+        for consumer in self.consumers:
+            await consumer.assigned.wait()
+        partitions = {consumer.role.name: len(consumer.partitions) for consumer in self.consumers}
+        log.info("ready", partitions=partitions, seconds=round(time.monotonic() - self._began, 1))
 
     async def _consumer(
         self, role: Role, admin: AIOKafkaAdminClient, topics: Mapping[str, TopicFacts], letters: Sink
@@ -249,7 +259,7 @@ class Worker:
                     "sdkKey": one.sdk_key,
                     "state": one.state,
                     "revision": one.revision,
-                    "age": one.age,
+                    "ageSeconds": None if one.age is None else round(one.age, 1),
                     "error": one.error,
                 }
                 for one in self.datafiles.status()
@@ -263,6 +273,7 @@ async def run_worker(settings: Settings, fence: Fence) -> int:
 
     async def live() -> None:
         await worker.start()
+        await worker.log_readiness()
         await asyncio.Event().wait()
 
     try:

@@ -7,30 +7,50 @@ import errno
 import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
+import orjson
 import structlog
 import typer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
-from pydantic import BaseModel, SecretStr
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.errors import ConfigurationError, PipelineError, StartFailed
-from pipeline.settings import CONFIG_FILE, PREFIX, ROLES, Role, Settings, load_settings, masked
+from pipeline.settings import (
+    CONFIG_FILE,
+    ROLES,
+    Loaded,
+    Settings,
+    effective_settings,
+    load,
+    needed_by_a_worker,
+    usable_files,
+    without_effect,
+)
+from pipeline.terminal import Command, Group, call
+from pipeline.version import NAME, versions
+
+if TYPE_CHECKING:
+    from pipeline.kafka.topics import Described
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Optimizely decisions over Kafka. Settings come from PIPELINE_* variables and an optional YAML file.",
 )  # fmt: skip
-topics_app = typer.Typer(no_args_is_help=True, help="The topics: create what is missing, describe what is there.")
+topics_app = typer.Typer(
+    cls=Group, no_args_is_help=True, help="The topics: create what is missing, describe what is there."
+)
 app.add_typer(topics_app, name="topics")
 
 log = structlog.get_logger("pipeline.run")
 
 _UNFOLDED = 1000
+_VALUE_WIDTH = 48
 _Answer = TypeVar("_Answer")
 ConfigFile = Annotated[
     Path | None,
@@ -38,7 +58,26 @@ ConfigFile = Annotated[
 ]
 
 
-@app.command()
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        found = versions()
+        typer.echo(f"{NAME} {found['version']} (Python {found['python']}, aiokafka {found['aiokafka']})")
+        raise typer.Exit()
+
+
+@app.callback()
+def pipeline(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version, Python's too, and exit."
+        ),
+    ] = False,
+) -> None:
+    del version  # Its callback has shown it.
+
+
+@app.command(cls=Command)
 def run(
     config: ConfigFile = None,
     roles: Annotated[
@@ -48,17 +87,22 @@ def run(
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C.
 
-    Logs are JSON lines on standard error, and so is the reason of a start that fails, except in a terminal.
+    Logs, and the reason of a start that fails, go to standard error:
+    as JSON lines, or readable in a terminal (PIPELINE_OPS__LOG_FORMAT).
+
+    Exit codes: 0 stopped as asked, 1 the start failed, 2 wrong settings,
+    70 the process gave up.
     """
     from pipeline import assembly, logs, runtime
 
     # What is wrong with the settings is logged too.
     logs.configure_logs("info")
     try:
-        settings = load_settings(file=config)
-        if roles is not None:
-            settings = _with_roles(settings, roles)
-        logs.configure_logs(settings.ops.log_level)
+        loaded = _load_for_worker(config, roles)
+        settings = loaded.settings
+        logs.configure_logs(settings.ops.log_level, settings.ops.log_format)
+        for warning in loaded.warnings:
+            log.warning(warning)
         fence = runtime.Fence(settings.kafka.session_timeout - settings.kafka.heartbeat_interval)
         code = runtime.run(lambda: assembly.run_worker(settings, fence), fence)
     except PipelineError as error:
@@ -71,16 +115,23 @@ def run(
     raise typer.Exit(code)
 
 
-def _with_roles(settings: Settings, roles: str) -> Settings:
-    names = [name.strip() for name in roles.split(",") if name.strip()]
-    unknown = [name for name in names if name not in ROLES]
-    if unknown or not names:
-        raise ConfigurationError([f"--roles: {', '.join(unknown) or 'none given'}; there are {', '.join(ROLES)}"])
-    chosen: tuple[Role, ...] = tuple(role for role in ROLES if role in names)
-    return settings.model_copy(update={"roles": chosen})
+def _load_for_worker(config: Path | None, roles: str | None = None) -> Loaded:
+    """Every mistake that would end a worker before it asks for a broker."""
+    return load(file=config, roles=roles, checks=(needed_by_a_worker, usable_files), advice=(without_effect,))
 
 
-@app.command()
+def _load_for_topics(config: Path | None) -> Settings:
+    loaded = load(file=config, checks=(usable_files,), advice=(without_effect,))
+    _warn(loaded)
+    return loaded.settings
+
+
+def _warn(loaded: Loaded) -> None:
+    for warning in loaded.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+
+
+@app.command(cls=Command)
 def decide(
     datafile: Annotated[Path, typer.Option(help="The datafile to decide by.")],
     segments: Annotated[
@@ -107,7 +158,7 @@ def decide(
         sys.stdout.buffer.flush()
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
     requests: Annotated[int, typer.Option(min=1, help="Decide requests to produce.")] = 20_000,
     json_file: Annotated[
@@ -139,7 +190,7 @@ def demo(
     raise typer.Exit(run_demo(plan))
 
 
-@app.command()
+@app.command(cls=Command)
 def sandbox(
     kafka: Annotated[bool, typer.Option("--kafka", help="Start Apache Kafka as well, with the topics made.")] = False,
     port_base: Annotated[
@@ -163,77 +214,110 @@ def sandbox(
     raise typer.Exit(run_sandbox(Sandbox(kafka=kafka, port_base=port_base, odp_arguments=odp_arguments)))
 
 
-@app.command()
+@app.command(cls=Command)
 def check_config(
     config: ConfigFile = None,
     topics: Annotated[
         bool, typer.Option("--topics", help="Ask the broker whether the topics are as needed, too.")
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write one JSON document: settings, warnings, or the mistakes.")
+    ] = False,
 ) -> None:
-    """Show the settings in effect, secrets masked; every mistake at once."""
-    settings = load_settings(file=config)
-    if not settings.optimizely.sdk_keys:
-        raise ConfigurationError([f"{PREFIX}OPTIMIZELY__SDK_KEYS: name at least one SDK key"])
-    console = _console()
-    table = Table("setting", "value", box=None, header_style="bold")
-    table.add_row(f"{PREFIX}ROLES", ", ".join(settings.roles))
-    for name, section in settings:
-        if isinstance(section, BaseModel):
-            for field, value in section:
-                changed = field in section.model_fields_set
-                table.add_row(f"{PREFIX}{name}__{field}".upper(), _shown(field, value), style="" if changed else "dim")
-    console.print(table)
+    """Show the settings in effect and where each comes from, secrets masked; every mistake at once.
+
+    `*` marks a value that is not the default.
+
+    Exit codes: 0 a worker takes these settings, 2 it does not,
+    1 the broker or a topic is not as needed (--topics).
+    """
+    try:
+        loaded = _load_for_worker(config)
+    except ConfigurationError as error:
+        if not as_json:
+            raise
+        _print_json({"valid": False, "mistakes": list(error.mistakes)})
+        raise typer.Exit(2) from None
+    if as_json:
+        document, code = _document(loaded, topics)
+        _print_json(document)
+        raise typer.Exit(code)
+    _warn(loaded)
+    _print_settings(loaded)
     if topics:
-        _describe(settings, console)
+        _print_topics(_described(loaded.settings))
 
 
-def _console() -> Console:
-    """As wide as the terminal; into a pipe nothing is folded, so that one setting or topic is one line."""
-    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else _UNFOLDED)
+def _document(loaded: Loaded, topics: bool) -> tuple[dict[str, Any], int]:
+    """The settings, and the topics where they are asked for, as JSON knows them; with the exit code."""
+    settings = [one.document() for one in effective_settings(loaded)]
+    document: dict[str, Any] = {"valid": True, "warnings": list(loaded.warnings), "settings": settings}
+    if not topics:
+        return document, 0
+    try:
+        described = _described(loaded.settings)
+    except StartFailed as error:
+        return document | {"error": str(error)}, 1
+    return document | {"topics": [asdict(topic) for topic in described]}, 1 if _advice(described) else 0
 
 
-def _shown(field: str, value: object) -> str:
-    if field == "sdk_keys" and isinstance(value, tuple):
-        return ", ".join(masked(key) for key in value)
-    if isinstance(value, SecretStr):
-        return "***"
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value)) or "-"
-    return "-" if value is None else str(value)
+def _print_json(document: dict[str, Any]) -> None:
+    typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
 
-@topics_app.command("create")
+def _print_settings(loaded: Loaded) -> None:
+    """One line a setting, never cut: a terminal folds what is too long for it."""
+    console = Console(soft_wrap=True, highlight=False)
+    rows = [("*" if one.changed else " ", one.variable, one.text, one.place) for one in effective_settings(loaded)]
+    rows.insert(0, (" ", "setting", "value", "from"))
+    # A long list of hosts does not push the last column away from all other lines.
+    widths = [max(len(row[1]) for row in rows), min(max(len(row[2]) for row in rows), _VALUE_WIDTH)]
+    for number, (mark, name, value, place) in enumerate(rows):
+        line = f"{mark} {name:<{widths[0]}}  {value:<{widths[1]}}  {place}"
+        console.print(Text(line, style="bold" if mark == "*" or number == 0 else "dim"))
+
+
+@topics_app.command("create", cls=Command)
 def create(config: ConfigFile = None) -> None:
     """Create the topics that are missing, with equal partition counts, append time and retention."""
     from pipeline.kafka.topics import create_topics
 
-    settings = load_settings(file=config)
+    settings = _load_for_topics(config)
     made = asyncio.run(_with_admin(settings, lambda admin: create_topics(admin, settings.kafka, settings.topics)))
     for name, new in made:
         typer.echo(f"{name}: {'created' if new else 'was there already'}")
 
 
-@topics_app.command("describe")
+@topics_app.command("describe", cls=Command)
 def describe(config: ConfigFile = None) -> None:
     """Show the topics as they are, and what should be changed. Exit code 1 if anything should."""
-    _describe(load_settings(file=config), _console())
+    _print_topics(_described(_load_for_topics(config)))
 
 
-def _describe(settings: Settings, console: Console) -> None:
+def _described(settings: Settings) -> list[Described]:
     from pipeline.kafka.topics import describe_topics
 
-    described = asyncio.run(
-        _with_admin(settings, lambda admin: describe_topics(admin, settings.kafka, settings.topics))
+    return list(
+        asyncio.run(_with_admin(settings, lambda admin: describe_topics(admin, settings.kafka, settings.topics)))
     )
+
+
+def _advice(described: Sequence[Described]) -> list[str]:
+    return [f"{topic.name} {sentence}" for topic in described for sentence in topic.advice]
+
+
+def _print_topics(described: Sequence[Described]) -> None:
+    """Exit code 1 if anything should be changed."""
+    # Into a pipe nothing is folded, so that one topic is one line.
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _UNFOLDED)
     table = Table("topic", "partitions", "replicas", "configuration", box=None, header_style="bold")
     for topic in described:
         config = ", ".join(f"{name}={value}" for name, value in topic.config.items())
         table.add_row(topic.name, str(topic.partitions), str(topic.replicas), config)
     console.print(table)
-    advice = [f"{topic.name} {sentence}" for topic in described for sentence in topic.advice]
-    for sentence in advice:
+    for sentence in _advice(described):
         console.print(sentence)
-    if advice:
+    if _advice(described):
         raise typer.Exit(1)
 
 
@@ -267,7 +351,7 @@ def _exit_code(error: PipelineError) -> int:
 def main() -> NoReturn:
     """The console command."""
     try:
-        app()
+        code = call(typer.main.get_command(app))
     except PipelineError as error:
         for mistake in _mistakes(error):
             print(f"error: {mistake}", file=sys.stderr)  # noqa: T201 - this is the command's own output

@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line on standard error, this package's and aiokafka's alike.
+"""Logs on standard error, this package's and aiokafka's alike: one JSON object a line, or lines for a person.
 
 ERROR: data is lost or a person is needed. WARNING: surprising, recovered. INFO: lifecycle. Records only at DEBUG.
 No user id, attribute or whole key is ever logged.
@@ -7,7 +7,9 @@ No user id, attribute or whole key is ever logged.
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from typing import Literal, TextIO
 
 import structlog
 
@@ -19,8 +21,11 @@ _SHARED = (
 )
 
 
-def configure_logs(level: str) -> None:
-    """Send everything at `level` or above to standard error. Called once, by the command that runs a worker."""
+def configure_logs(level: str, form: Literal["json", "pretty"] | None = None) -> None:
+    """Send everything at `level` or above to standard error. Called by the command that runs a worker.
+
+    Without a `form` it is `pretty` in a terminal: pods, pipes and files get JSON.
+    """
     structlog.configure(
         processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -32,8 +37,7 @@ def configure_logs(level: str) -> None:
         structlog.stdlib.ProcessorFormatter(
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,
-                structlog.processors.JSONRenderer(),
+                *(_pretty(sys.stderr) if (form or _usual(sys.stderr)) == "pretty" else _json(sys.stderr)),
             ],
             foreign_pre_chain=_SHARED,
         )
@@ -44,6 +48,24 @@ def configure_logs(level: str) -> None:
     root.setLevel(level.upper())
     # At DEBUG aiokafka logs every record that it sends, key and value.
     logging.getLogger("aiokafka").setLevel(max(root.level, logging.INFO))
+
+
+def _usual(stream: TextIO) -> Literal["json", "pretty"]:
+    return "pretty" if stream.isatty() else "json"
+
+
+def _json(stream: TextIO) -> list[structlog.typing.Processor]:
+    # Characters as they are where the stream has them: a masked SDK key begins with `…`, and is searched for.
+    escaped = stream.encoding.lower() not in ("utf-8", "utf8")
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=escaped)]
+
+
+def _pretty(stream: TextIO) -> list[structlog.typing.Processor]:
+    # A traceback as Python prints it. The renderer's own shows local variables, which hold users and keys.
+    colors = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return [
+        structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback, sort_keys=False)
+    ]
 
 
 class _Repeats(logging.Filter):

@@ -14,6 +14,8 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from pipeline.version import versions
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 # Up to an hour: a backlog is worked off after an outage, and the wait of each request in it counts.
 _WAITED_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -96,6 +98,10 @@ class Metrics:
 
         # Memory, CPU, start time and open files of the process, by the names that all programs have for them (Linux).
         ProcessCollector(registry=registry)
+
+        self.build_info = gauge(
+            "build_info", "Always 1: the versions of the program, of Python and of aiokafka.", *versions()
+        )
 
         # Kafka: what comes in, what is under way, what goes out
         self.records_consumed = counter("records_consumed_total", "Records taken from a topic.", "role", "topic")

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from prometheus_client import CollectorRegistry
@@ -62,8 +62,10 @@ def _default(value: Any) -> str:
 def _value(field: FieldInfo) -> str:
     """What may stand there: a unit, the words allowed, the least and the most."""
     kind = field.annotation
-    if isinstance(kind, UnionType):
+    if get_origin(kind) in (UnionType, Union):
         (kind,) = (one for one in get_args(kind) if one is not type(None))
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
     if get_origin(kind) is tuple:
         words = [word for one in get_args(kind) if get_origin(one) is Literal for word in get_args(one)]
         return f"list of {', '.join(f'`{word}`' for word in words) or 'text'}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +46,52 @@ def errors(done: subprocess.CompletedProcess[bytes]) -> list[str]:
 # check-config
 
 
-def test_check_config_shows_every_setting_in_effect_and_no_secret() -> None:
+def shown_by(done: subprocess.CompletedProcess[bytes]) -> dict[str, tuple[str, str, str]]:
+    """Setting -> its mark, value and origin, as a line of standard output has them."""
+    head, *lines = done.stdout.decode().splitlines()
+    assert head.split() == ["setting", "value", "from"]
+    rows = [(line[0], *line[2:].split()) for line in lines]
+    assert all(len(row) == 4 for row in rows), "no line is folded, and each has a name, a value and an origin"
+    return {name: (mark, value, place) for mark, name, value, place in rows}
+
+
+def test_check_config_shows_every_setting_in_effect_its_origin_and_no_secret(tmp_path: Path) -> None:
+    file = tmp_path / "pipeline.yaml"
+    file.write_text("kafka:\n  client_id: of-the-file\n  commit_interval: 0.5\n")
     done = run(
-        "check-config",
+        "check-config", "--config", str(file),
         settings={
             "OPTIMIZELY__SDK_KEYS": json.dumps(KEYS), "KAFKA__SASL_PASSWORD": SECRET, "KAFKA__GROUP_ID": "my-group",
             "ROLES": '["logx"]',
         },
     )  # fmt: skip
-    assert (done.returncode, errors(done)) == (0, [])
-    shown = dict(line.split(None, 1) for line in done.stdout.decode().splitlines()[1:])
-    shown = {name: value.strip() for name, value in shown.items()}
-    assert shown["PIPELINE_KAFKA__GROUP_ID"] == "my-group"
-    assert shown["PIPELINE_ROLES"] == "logx"
-    assert shown["PIPELINE_KAFKA__SASL_PASSWORD"] == "***"
-    assert shown["PIPELINE_OPTIMIZELY__POLL_INTERVAL"] == "60.0"
-    assert shown["PIPELINE_OPTIMIZELY__SDK_KEYS"].count("***") == 2
+    assert done.returncode == 0
+    assert done.stderr.decode() == (
+        "warning: PIPELINE_KAFKA__SASL_PASSWORD: has no effect with PIPELINE_KAFKA__SECURITY_PROTOCOL=PLAINTEXT\n"
+    )
+    shown = shown_by(done)
+    assert shown["PIPELINE_KAFKA__GROUP_ID"] == ("*", "my-group", "environment")
+    assert shown["PIPELINE_KAFKA__CLIENT_ID"] == ("*", "of-the-file", f"{file}:2")
+    assert shown["PIPELINE_KAFKA__COMMIT_INTERVAL"] == (" ", "0.5", f"{file}:3")
+    assert shown["PIPELINE_ROLES"] == ("*", "logx", "environment")
+    assert shown["PIPELINE_KAFKA__SASL_PASSWORD"] == ("*", "***", "environment")
+    assert shown["PIPELINE_OPTIMIZELY__POLL_INTERVAL"] == (" ", "60", "default")
+    assert shown["PIPELINE_OPTIMIZELY__SDK_KEYS"] == ("*", "…on01,…0001", "environment")
     for secret in (SECRET, *KEYS):
         assert secret.encode() not in done.stdout
+
+
+def test_check_config_cuts_no_value_however_long() -> None:
+    hosts = [f"odp-{number}.example.com" for number in range(200)]
+    done = run("check-config", settings={"OPTIMIZELY__SDK_KEYS": "key", "ODP__ALLOWED_HOSTS": ",".join(hosts)})
+    assert shown_by(done)["PIPELINE_ODP__ALLOWED_HOSTS"] == ("*", ",".join(hosts), "environment")
+
+
+def test_check_config_shows_a_value_that_the_output_has_no_character_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = run("check-config", settings={"OPTIMIZELY__SDK_KEYS": KEYS[0]})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert shown_by(done)["PIPELINE_OPTIMIZELY__SDK_KEYS"] == ("*", "?on01", "environment")
 
 
 def test_check_config_tells_every_mistake_and_quotes_no_secret() -> None:
@@ -92,9 +122,84 @@ def test_check_config_needs_an_sdk_key_and_reads_a_file(tmp_path: Path) -> None:
     assert b"someKey01" not in done.stdout
 
 
-def test_unknown_commands_are_mistakes() -> None:
-    assert run("no-such-command").returncode == 2
-    assert b"check-config" in run("--help").stdout
+def test_check_config_as_json_holds_settings_or_mistakes_and_no_secret() -> None:
+    done = run(
+        "check-config", "--json",
+        settings={"OPTIMIZELY__SDK_KEYS": json.dumps(KEYS), "KAFKA__FETCH_BYTES": "1Mi", "RUN_ID": "7"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    document = json.loads(done.stdout)
+    assert (document["valid"], len(document["warnings"])) == (True, 1)
+    shown = {one["name"]: one for one in document["settings"]}
+    assert shown["PIPELINE_KAFKA__FETCH_BYTES"] == {
+        "name": "PIPELINE_KAFKA__FETCH_BYTES", "setting": "kafka.fetch_bytes", "value": 1024**2,
+        "default": 256 * 1024, "changed": True, "from": "environment",
+    }  # fmt: skip
+    assert shown["PIPELINE_OPTIMIZELY__SDK_KEYS"]["value"] == ["…on01", "…0001"]
+    assert not any(key.encode() in done.stdout for key in KEYS)
+    wrong = run("check-config", "--json", settings={"OPS__PORT": "x"})
+    assert (wrong.returncode, wrong.stderr) == (2, b"")
+    assert json.loads(wrong.stdout) == {
+        "valid": False,
+        "mistakes": [
+            "PIPELINE_OPS__PORT: must be a whole number, not x",
+            "PIPELINE_OPTIMIZELY__SDK_KEYS: name at least one SDK key",
+        ],
+    }
+
+
+def test_check_config_as_json_says_why_the_topics_cannot_be_asked_for() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    settings = {"OPTIMIZELY__SDK_KEYS": "key", "KAFKA__BOOTSTRAP_SERVERS": address, "KAFKA__START_TIMEOUT": "1"}
+    done = run("check-config", "--json", "--topics", settings=settings)
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["valid"], "topics" in document) == (1, True, False)
+    assert document["error"].startswith("no broker can be reached")
+
+
+# The command line
+
+
+def test_the_version_names_the_program_python_and_aiokafka() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stderr) == (0, b"")
+    python, kafka = platform.python_version(), version("aiokafka")
+    assert (
+        done.stdout.decode()
+        == f"decision-pipeline {version('decision-pipeline')} (Python {python}, aiokafka {kafka})\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["chek-config"], "No such command 'chek-config'. Did you mean 'check-config'? (see `pipeline --help`)"),
+        (["topics", "creat"], "No such command 'creat'. Did you mean 'create'? (see `pipeline topics --help`)"),
+        (
+            ["run", "--confg", "x"],
+            "No such option: --confg (Possible options: --config) (see `pipeline run --help`)",
+        ),
+        (["run", "x"], "Got unexpected extra argument(s) (x) (see `pipeline run --help`)"),
+        (["decide"], "Missing option '--datafile' (see `pipeline decide --help`)"),
+    ],
+)
+def test_a_mistake_in_the_command_line_is_one_line_with_what_is_meant(arguments: list[str], line: str) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout, errors(done)) == (2, b"", [line])
+
+
+def test_without_a_command_the_help_is_shown() -> None:
+    done = run()
+    assert done.returncode == 2
+    assert b"check-config" in done.stdout
+    assert run("--help").stdout.strip() == done.stdout.strip()
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["check-config"], ["topics", "create"], ["demo"], ["sandbox"]])
+def test_an_option_without_a_value_looks_like_one(command: list[str]) -> None:
+    text = run(*command, "--help").stdout.decode()
+    assert "--help" in text
+    assert "<bool>" not in text
 
 
 # run
@@ -122,8 +227,10 @@ def test_the_mistakes_of_a_run_are_lines_of_its_log(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("roles", "told"),
     [
-        ("decide,contact", "--roles: contact; there are decide, logx, odp_events"),
-        (",", "--roles: none given; there are decide, logx, odp_events"),
+        ("decide,contact", "--roles: contact is none of decide, logx, odp_events"),
+        ("decide,logs", "--roles: logs is none of decide, logx, odp_events; did you mean logx?"),
+        (",", "--roles: holds an empty item: check the commas"),
+        ("", "--roles: must hold at least one"),
     ],
 )
 def test_unknown_roles_are_a_mistake(roles: str, told: str) -> None:
@@ -141,7 +248,10 @@ def test_in_a_terminal_the_mistakes_of_a_run_are_lines_for_a_person() -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, timeout=60, check=False, env=environment
     )
-    told = b"error: --roles: contact; there are decide, logx, odp_events\n"
+    told = (
+        b"error: --roles: contact is none of decide, logx, odp_events\n"
+        b"error: PIPELINE_OPTIMIZELY__SDK_KEYS: name at least one SDK key\n"
+    )
     assert (done.returncode, done.stderr) == (2, told)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from datetime import datetime
@@ -18,11 +19,12 @@ import logging, sys
 import structlog
 from pipeline.logs import configure_logs
 
-configure_logs(sys.argv[1])
+configure_logs(*sys.argv[1:])
 log = structlog.get_logger("pipeline.test")
 log.debug("a record")
 log.info("started", roles=["decide"], partitions=4)
-log.warning("held", reason="unavailable", text="two\\nlines")
+log.warning("held", reason="unavailable", text="two\\nlines", sdk_key="\u2026a1b2 \U0001f511")
+user_id = "user-77"
 try:
     1 / 0
 except ZeroDivisionError as error:
@@ -37,10 +39,21 @@ for attempt in range(5):
 """
 
 
-def logged(level: str) -> list[dict[str, Any]]:
-    done = subprocess.run([sys.executable, "-c", SCRIPT, level], capture_output=True, timeout=30, check=True)
+def written(*arguments: str, terminal: bool = False, **environment: str) -> str:
+    """All that the script writes to standard error; `terminal`: which it takes for one."""
+    # Not every machine has a terminal to give.
+    program = f"import sys; sys.stderr.isatty = lambda: True\n{SCRIPT}" if terminal else SCRIPT
+    inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM", "FORCE_COLOR")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, timeout=30, check=True,
+        env=inherited | environment,
+    )  # fmt: skip
     assert done.stdout == b""
-    return [json.loads(line) for line in done.stderr.splitlines()]
+    return done.stderr.decode()
+
+
+def logged(level: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in written(level).splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +81,13 @@ def test_an_exception_and_a_text_of_two_lines_are_one_line(lines: list[dict[str,
     assert held["text"] == "two\nlines"
 
 
+@pytest.mark.parametrize(("encoding", "key"), [("utf-8", "…a1b2 🔑"), ("ascii", r"\u2026a1b2 \ud83d\udd11")])
+def test_characters_are_as_they_are_where_the_output_has_them(encoding: str, key: str) -> None:
+    (line,) = [line for line in written("warning", PYTHONIOENCODING=encoding).splitlines() if '"held"' in line]
+    assert f'"sdk_key": "{key}"' in line
+    assert json.loads(line)["sdk_key"] == "…a1b2 🔑"
+
+
 def test_what_is_bound_to_the_context_is_on_the_line_and_only_there(lines: list[dict[str, Any]]) -> None:
     assert [line["event"] for line in lines if line.get("role") == "logx"] == ["within a role"]
 
@@ -90,6 +110,49 @@ def test_no_level_logs_the_records_that_aiokafka_sends() -> None:
     # What else aiokafka says stays, and a level above its own is kept.
     assert [line for line in debugged if line["logger"] == "aiokafka.conn"] != []
     assert [line for line in logged("error") if line["logger"] == "aiokafka.conn"] != []
+
+
+# For a person
+
+
+def test_pretty_lines_begin_with_time_level_and_event_and_a_traceback_is_as_python_prints_it() -> None:
+    lines = written("info", "pretty").splitlines()
+    (started,) = [line for line in lines if "started" in line]
+    time, level, rest = started.split(maxsplit=2)
+    assert datetime.fromisoformat(time).utcoffset() is not None
+    assert (level, rest.split()) == ("[info", ["]", "started", "[pipeline.test]", "roles=['decide']", "partitions=4"])
+    begin = next(number for number, line in enumerate(lines) if "the process ends" in line)
+    assert lines[begin + 1] == "Traceback (most recent call last):"
+    assert "ZeroDivisionError: division by zero" in lines[begin + 2 : begin + 7]
+    # Nor what the variables were: a frame holds users and keys.
+    assert not any("user-77" in line for line in lines)
+    assert len([line for line in lines if "[aiokafka.conn]" in line]) == 1
+
+
+def test_in_a_terminal_logs_are_pretty_and_elsewhere_json_unless_told_otherwise() -> None:
+    def is_json(text: str) -> bool:
+        return text.startswith("{")
+
+    assert not is_json(written("info", terminal=True))
+    assert is_json(written("info", "json", terminal=True))
+    assert is_json(written("info"))
+    assert not is_json(written("info", "pretty"))
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment", "colored"),
+    [
+        (True, {"TERM": "xterm"}, True),
+        (True, {"TERM": "xterm", "NO_COLOR": "1"}, False),
+        (True, {"TERM": "dumb"}, False),
+        (False, {"TERM": "xterm"}, False),
+    ],
+)
+def test_colors_are_for_terminals_that_want_them(terminal: bool, environment: dict[str, str], colored: bool) -> None:
+    assert ("\x1b[" in written("info", "pretty", terminal=terminal, **environment)) is colored
+
+
+# Repeats
 
 
 def record(name: str, text: str, created: float) -> logging.LogRecord:

@@ -7,6 +7,7 @@ groups were joined.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -61,9 +62,13 @@ class Operations:
             await site.start()
         except OSError as error:
             await self.close()
-            raise StartFailed(
-                f"{self._settings.host}:{self._settings.port} cannot be listened on ({error.strerror}): "
+            advice = (
                 "set PIPELINE_OPS__PORT to a free port, or to 0 to take any"
+                if error.errno in (errno.EADDRINUSE, errno.EACCES)
+                else "set PIPELINE_OPS__HOST to an address of this machine, or to 0.0.0.0 for all of them"
+            )
+            raise StartFailed(
+                f"{self._settings.host}:{self._settings.port} cannot be listened on ({error.strerror}): {advice}"
             ) from error
         self.port = self._runner.addresses[0][1]
         log.info("listening", host=self._settings.host, port=self.port, paths=["/health", "/ready", "/metrics"])

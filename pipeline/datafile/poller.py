@@ -352,7 +352,7 @@ class _Watched:
         stale = age > self._settings.stale_after
         self._stale_gauge.set(stale)
         if stale and not self._stale:
-            log.warning("datafile stale", sdk_key=self.name, age=round(age), error=self.fault)
+            log.warning("datafile stale", sdk_key=self.name, age_seconds=round(age), error=self.fault)
         self._stale = stale
 
 

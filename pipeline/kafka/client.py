@@ -17,7 +17,7 @@ from aiokafka.helpers import create_ssl_context
 
 from pipeline.errors import StartFailed
 from pipeline.kafka.records import lighten_consumers
-from pipeline.settings import KafkaSettings
+from pipeline.settings import KafkaSettings, read_password
 
 _Client = TypeVar("_Client", AIOKafkaConsumer, AIOKafkaProducer, AIOKafkaAdminClient)
 
@@ -57,7 +57,7 @@ def _connection(settings: KafkaSettings) -> dict[str, Any]:
 def _password(settings: KafkaSettings) -> str:
     if settings.sasl_password_file:
         try:
-            return settings.sasl_password_file.read_text("utf-8").strip()
+            return read_password(settings.sasl_password_file)
         except OSError as error:
             raise StartFailed(
                 f"PIPELINE_KAFKA__SASL_PASSWORD_FILE: {settings.sasl_password_file} cannot be read: {error.strerror}"

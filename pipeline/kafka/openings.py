@@ -8,7 +8,8 @@ the partitions back, so nothing is opened or resumed that is not owned any more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -29,6 +30,22 @@ _SAID_AGAIN_TRIES = 12
 _LOOK_AGAIN_SECONDS = 5.0
 
 _Partitions = Mapping[TopicPartition, Partition]
+
+
+def ranges(partitions: Iterable[TopicPartition]) -> str:
+    """Partitions in a few words: `decide.results 0-15, track.events 0-3 7`."""
+    runs: dict[str, list[list[int]]] = {}
+    for tp in sorted(partitions):
+        of_topic = runs.setdefault(tp.topic, [])
+        if of_topic and of_topic[-1][-1] == tp.partition - 1:
+            of_topic[-1].append(tp.partition)
+        else:
+            of_topic.append([tp.partition])
+    return ", ".join(f"{topic} {' '.join(map(_run, found))}" for topic, found in runs.items())
+
+
+def _run(numbers: list[int]) -> str:
+    return f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
 
 
 class Openings:
@@ -97,7 +114,10 @@ class Openings:
         return left
 
     async def _open(self, partitions: _Partitions) -> None:
-        openings = await self._found(partitions) if partitions else {}
+        if not partitions:
+            return
+        began = time.monotonic()
+        openings = await self._found(partitions)
         for tp, opening in openings.items():
             self._consumer.seek(tp, opening.position)
             partitions[tp].begin(opening)
@@ -111,10 +131,15 @@ class Openings:
                     "its owners died one after the other: records go one at a time until the one at fault is found",
                     role=self._role, topic=tp.topic, partition=tp.partition,
                 )  # fmt: skip
-            log.info(
+            log.debug(
                 "partition opened", role=self._role, topic=tp.topic, partition=tp.partition,
                 position=opening.position, floor=opening.scan_floor, recovered=len(opening.recovered or ()),
             )  # fmt: skip
+        log.info(
+            "partitions opened", role=self._role, count=len(openings), partitions=ranges(openings),
+            recovered=sum(len(opening.recovered or ()) for opening in openings.values()),
+            seconds=round(time.monotonic() - began, 3),
+        )  # fmt: skip
 
     async def _found(self, partitions: _Partitions) -> dict[TopicPartition, Opening]:
         """Where to begin. An outage of the broker is waited out; a scan that cannot be made ends the process."""

@@ -55,6 +55,8 @@ class Result(msgspec.Struct, frozen=True, gc=False):
     key: bytes
     value: bytes
     headers: Headers
+    requested_at: int | None = None
+    """Timestamp (ms) of the request record that it answers; None for what answers no request, as a dead letter."""
 
 
 class Chunk(Protocol):

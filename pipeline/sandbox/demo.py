@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import re
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +32,7 @@ from pipeline.sandbox.parts import Parts, start_parts
 from pipeline.sandbox.processes import ANOTHER_DISK, free_port, usual_port
 from pipeline.sandbox.session import STILL_SECONDS, Accident, Kill, Session
 from pipeline.sandbox.traffic import Fate, Sent, decide_requests, odp_events, track_events
-from pipeline.settings import SERVERS
+from pipeline.settings import servers
 
 REQUESTS = 20_000
 _Outcome = TypeVar("_Outcome")
@@ -63,7 +62,7 @@ class Plan:
 def run_demo(plan: Plan) -> int:
     """Run it; the exit code. Raises StartFailed or ConfigurationError with what to do."""
     if plan.bootstrap_servers is not None:
-        _check_servers(plan.bootstrap_servers)
+        plan = replace(plan, bootstrap_servers=_servers(plan.bootstrap_servers))
     if plan.json_file is not None:
         _try_to_write(plan.json_file)
     with Interrupts() as interrupts, _quiet_clients(), display() as shown:
@@ -74,9 +73,11 @@ def run_demo(plan: Plan) -> int:
             return interrupts.status
 
 
-def _check_servers(bootstrap_servers: str) -> None:
-    if not re.fullmatch(SERVERS, bootstrap_servers):
-        raise ConfigurationError(["--bootstrap-servers: must be host:port, or several separated by commas"])
+def _servers(bootstrap_servers: str) -> str:
+    try:
+        return servers(bootstrap_servers)
+    except ValueError as error:
+        raise ConfigurationError([f"--bootstrap-servers: {error}"]) from None
 
 
 @contextmanager

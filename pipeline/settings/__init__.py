@@ -1,11 +1,13 @@
 """Settings, one section for each component (`sections.py`), read from the environment and a file (`loading.py`)."""
 
-from pipeline.settings.loading import CONFIG_FILE, load_settings
+from pipeline.settings.effective import effective_settings
+from pipeline.settings.files import needed_by_a_worker, read_password, usable_files, without_effect
+from pipeline.settings.loading import Loaded, load, load_settings
+from pipeline.settings.masking import masked
+from pipeline.settings.names import CONFIG_FILE
 from pipeline.settings.sections import (
     PREFIX,
     ROLES,
-    SDK_KEY_PATTERN,
-    SERVERS,
     CmabSettings,
     DecideSettings,
     KafkaSettings,
@@ -17,18 +19,18 @@ from pipeline.settings.sections import (
     Role,
     Settings,
     TopicsSettings,
-    masked,
 )
+from pipeline.settings.values import SDK_KEY_PATTERN, servers
 
 __all__ = [
     "CONFIG_FILE",
     "PREFIX",
     "ROLES",
     "SDK_KEY_PATTERN",
-    "SERVERS",
     "CmabSettings",
     "DecideSettings",
     "KafkaSettings",
+    "Loaded",
     "LogxSettings",
     "OdpSettings",
     "OpsSettings",
@@ -37,6 +39,13 @@ __all__ = [
     "Role",
     "Settings",
     "TopicsSettings",
+    "effective_settings",
+    "load",
     "load_settings",
     "masked",
+    "needed_by_a_worker",
+    "read_password",
+    "servers",
+    "usable_files",
+    "without_effect",
 ]

@@ -1,75 +1,52 @@
-"""How settings are read: the environment (`PIPELINE_<SECTION>__<NAME>`) over an optional YAML file.
+"""Settings from what is written (`sources.py`), every mistake at once and under the name that the person gave.
 
-A name that nothing reads is an error, and all mistakes are reported at once.
+Pydantic looks for conflicts only among good values, so the values found wrong are taken out and the rest is looked at
+again: conflicts and files are checked for whatever is left, and nothing is told twice.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
+from pydantic import ByteSize, ValidationError
+from pydantic_core import ErrorDetails
 
 from pipeline.errors import ConfigurationError
-from pipeline.settings.sections import PREFIX, SERVERS, Settings
+from pipeline.settings.conflicts import Conflict
+from pipeline.settings.names import SETTINGS, with_names
+from pipeline.settings.sections import Settings
+from pipeline.settings.sources import EMPTY, Origin, Sources, read_sources
+from pipeline.settings.values import SDK_KEY_PATTERN
 
-CONFIG_FILE = "PIPELINE_CONFIG_FILE"
-_LOOKS = {SERVERS: "must be host:port, or several separated by commas"}
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, text in environ.items():
-        if not name.startswith(PREFIX) or name == CONFIG_FILE:
-            continue
-        path = name.removeprefix(PREFIX).lower().split("__")
-        inner = values
-        for part in path[:-1]:
-            inner = inner.setdefault(part, {})
-            if not isinstance(inner, dict):
-                raise ConfigurationError([f"{name}: set together with a name that it is part of"])
-        inner[path[-1]] = text
-    return values
-
-
-def _from_file(path: Path) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigurationError([f"{path}: cannot be read: {error.strerror}"]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError([f"{path}: not YAML: {error}"]) from error
-    if document is None:
-        return {}
-    if not isinstance(document, dict):
-        raise ConfigurationError([f"{path}: must be a mapping of sections"])
-    return document
+Check = Callable[[Settings], Iterable[Conflict]]
+_SHOWN_LENGTH = 40
+_SAID = {
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "float_type": "must be seconds, or a number with a unit: 500ms, 5s, 1m, 2h, 7d",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "path_type": "must be the path of a file",
+    "string_too_short": EMPTY,
+    "string_type": "must be text: put it in quotes",
+    "too_short": "must hold at least one",
+    "tuple_type": "must be a list",
+}
+_KEYS_LOOK = "may hold letters, digits and + / = _ -, at most 128 of them"
 
 
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for name, value in above.items():
-        old = merged.get(name)
-        merged[name] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings, where each that is set comes from, and what looks odd without being wrong."""
 
-
-def _mistakes(error: ValidationError) -> list[str]:
-    found = []
-    for item in error.errors(include_url=False, include_input=False):
-        path = [str(part) for part in item["loc"]]
-        name = PREFIX + "__".join(path[:2]).upper()
-        text = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "string_pattern_mismatch":
-            text = _LOOKS.get(item["ctx"]["pattern"], text)
-        if item["type"] == "extra_forbidden":
-            text = "no such setting (see `pipeline check-config`)"
-        # What does not fit together across sections names its settings itself.
-        found += [f"{name}: {text}"] if path else text.splitlines()
-    return found
+    settings: Settings
+    origins: Mapping[str, Origin]
+    warnings: tuple[str, ...]
 
 
 def load_settings(environ: Mapping[str, str] | None = None, file: Path | None = None) -> Settings:
@@ -77,36 +54,75 @@ def load_settings(environ: Mapping[str, str] | None = None, file: Path | None = 
 
     Raises ConfigurationError with every mistake found.
     """
-    environ = os.environ if environ is None else environ
-    if file is None and environ.get(CONFIG_FILE):
-        file = Path(environ[CONFIG_FILE])
-    values = _merged(_from_file(file) if file else {}, _from_environment(environ))
-    mistakes: list[str] = []
+    return load(environ, file).settings
+
+
+def load(
+    environ: Mapping[str, str] | None = None,
+    file: Path | None = None,
+    *,
+    roles: str | None = None,
+    checks: Iterable[Check] = (),
+    advice: Iterable[Check] = (),
+) -> Loaded:
+    """As `load_settings`; `roles` is above both. What `checks` find are mistakes too, what `advice` finds warnings."""
+    sources = read_sources(os.environ if environ is None else environ, file, roles)
+    settings, conflicts = _validated(sources)
+    conflicts += [one for check in checks for one in check(settings)]
+    if sources.complete:
+        sources.mistakes += [_told(sources, one) for one in conflicts if not sources.refused.intersection(one.names)]
+    if sources.mistakes:
+        raise ConfigurationError(sources.mistakes)
+    warnings = [*sources.warnings, *(_told(sources, one) for check in advice for one in check(settings))]
+    return Loaded(settings, sources.origins, tuple(warnings))
+
+
+def _validated(sources: Sources) -> tuple[Settings, list[Conflict]]:
+    values = {setting: value for setting, value in sources.values.items() if setting not in sources.refused}
     while True:
+        conflicts: list[Conflict] = []
         try:
-            settings = Settings.model_validate(values)
+            return Settings.model_validate(_nested(values), context={"conflicts": conflicts}), conflicts
         except ValidationError as error:
-            mistakes += [mistake for mistake in _mistakes(error) if mistake not in mistakes]
-            # What does not fit together is only looked for among good values: it is asked for again without the bad.
-            if not _without_mistaken(values, error):
-                raise ConfigurationError(mistakes) from error
+            for item in error.errors(include_url=False):
+                setting = ".".join(str(part) for part in item["loc"][: 1 if item["loc"][0] in SETTINGS else 2])
+                values.pop(setting, None)
+                sources.refuse(setting, sources.origins[setting], _sentence(setting, item))
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for setting, value in values.items():
+        section, _, name = setting.partition(".")
+        if name:
+            nested.setdefault(section, {})[name] = value
         else:
-            break
-    if mistakes:
-        raise ConfigurationError(mistakes)
-    return settings
+            nested[section] = value
+    return nested
 
 
-def _without_mistaken(values: dict[str, Any], error: ValidationError) -> bool:
-    """Take the values found bad out of `values`; False if there is none left to take out."""
-    taken = False
-    for item in error.errors(include_url=False, include_input=False):
-        inner: Any = values
-        *sections, name = [str(part) for part in item["loc"][:2]] or [""]
-        for section in sections:
-            inner = inner.get(section) if isinstance(inner, dict) else None
-        # A section whose values do not fit together is named as a whole: it goes last, as a whole.
-        if isinstance(inner, dict) and name in inner:
-            del inner[name]
-            taken = True
-    return taken
+def _sentence(setting: str, item: ErrorDetails) -> str:
+    kind, given, context = item["type"], item["input"], item.get("ctx", {})
+    if given is None:
+        return EMPTY
+    if kind == "value_error":
+        text = str(context["error"])
+    elif kind == "string_pattern_mismatch" and context["pattern"] == SDK_KEY_PATTERN:
+        text = _KEYS_LOOK
+    else:
+        text = _SAID.get(kind) or item["msg"].replace("Input should", "must").replace("String should", "must")
+    if kind == "string_type" and isinstance(given, list | dict):
+        text = "must be text"
+    places = [part for part in item["loc"] if isinstance(part, int)]
+    if places:
+        text = f"item {places[0] + 1} {text}"
+    numeric = SETTINGS[setting].annotation in (int, float, bool, ByteSize)
+    shown = str(given)
+    return f"{text}, not {shown}" if numeric and len(shown) <= _SHOWN_LENGTH and shown.isprintable() else text
+
+
+def _told(sources: Sources, conflict: Conflict) -> str:
+    setting = conflict.names[0]
+    origin = sources.origins.get(setting)
+    name = sources.name_of(setting) if origin is None else origin.name
+    return f"{name}: {with_names(conflict.text, sources.name_of)}"

@@ -135,6 +135,14 @@ async def test_a_port_in_use_is_named_with_the_setting_that_changes_it(bench: Be
 
 
 @pytest.mark.asyncio
+async def test_an_address_that_is_not_this_machines_is_named_with_the_setting_that_changes_it() -> None:
+    # 192.0.2.0/24 is for documentation: no machine has an address of it.
+    elsewhere = Operations(Worker(), new_metrics().registry, OpsSettings(host="192.0.2.1", port=0))
+    with pytest.raises(StartFailed, match=r"192\.0\.2\.1:0 cannot be listened on .*: set PIPELINE_OPS__HOST"):
+        await elsewhere.start()
+
+
+@pytest.mark.asyncio
 async def test_closing_what_was_never_started_is_nothing() -> None:
     await Operations(Worker(), new_metrics().registry, OpsSettings(port=0)).close()
 

@@ -404,7 +404,7 @@ async def test_a_key_keeps_its_project_while_the_cdn_is_down_and_its_age_is_seen
         now += 301
         await b.polled(3)
         assert (b.revision(), b.status.age, b.sample("datafile_stale")) == ("42", 301, 1)
-        assert [one["age"] for one in b.logged("datafile stale")] == [301]
+        assert [one["age_seconds"] for one in b.logged("datafile stale")] == [301]
         assert [one["log_level"] for one in b.logged("datafile failed")] == ["warning"]
         assert b.blocked("unavailable") == 1
         b.shelf.status = None
@@ -465,7 +465,7 @@ async def test_keys_that_begin_alike_have_metrics_of_their_own() -> None:
 
 @pytest.mark.asyncio
 async def test_an_address_that_cannot_be_called_is_reported_without_the_key() -> None:
-    async with bench(Shelf(), datafile_url_template="nowhere/%s") as b:
+    async with bench(Shelf(), datafile_url_template="http://%s.localhost:1/") as b:
         await until(lambda: b.polls("failed") >= 1)
         assert b.status.error is not None
         assert masked(KEY) in b.status.error

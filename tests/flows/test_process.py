@@ -6,10 +6,13 @@ import asyncio
 import json
 import signal
 import socket
+import urllib.request
 from collections.abc import Callable
+from typing import Any
 
 from pipeline.sandbox.processes import StandIns, free_port, until
 from pipeline.sandbox.worker import Worker
+from pipeline.version import versions
 from tests.flows.conftest import PARTITIONS, Own, metric
 from tests.flows.project import FLAGS
 from tests.flows.wire import Outgoing, Reader, keyed
@@ -39,6 +42,40 @@ def test_role_decide_alone_publishes_and_posts_nothing_and_role_logx_alone_posts
     assert {event["visitor"] for event in events} == set(users)
     assert logx.stop() == 0
     assert one.flow.results.poll(0.5) == 0, "role logx must publish nothing"
+
+
+def logged(worker: Worker, event: str) -> list[dict[str, Any]]:
+    whole, _, _ = worker.log.read_text().rpartition("\n")
+    return [line for line in map(json.loads, whole.splitlines()) if line["event"] == event]
+
+
+def test_a_start_says_what_runs_which_partitions_in_a_line_for_each_role_and_when_it_is_ready(
+    own: Callable[..., Own],
+) -> None:
+    one = own()
+    worker = one.worker()
+    worker.start()
+    worker.wait_ready()
+    until(lambda: bool(logged(worker, "ready")), timeout=10, what="the line that says so")
+    (started,), (ready,) = logged(worker, "worker started"), logged(worker, "ready")
+    assert {name: started[name] for name in versions()} == versions()
+    assert ready["partitions"] == {"decide": PARTITIONS, "logx": 2 * PARTITIONS, "odp_events": PARTITIONS}
+    assert 0 < ready["seconds"] < 60
+    topics, all_of_them = one.flow.topics, f"0-{PARTITIONS - 1}"
+    opened = {line["role"]: (line["count"], line["partitions"]) for line in logged(worker, "partitions opened")}
+    read_by_logx = ", ".join(f"{topic} {all_of_them}" for topic in sorted((topics.decide_results, topics.track_events)))
+    assert opened == {
+        "decide": (PARTITIONS, f"{topics.decide_requests} {all_of_them}"),
+        "logx": (2 * PARTITIONS, read_by_logx),
+        "odp_events": (PARTITIONS, f"{topics.odp_events} {all_of_them}"),
+    }
+    assert len(logged(worker, "partitions opened")) == 3
+    assert logged(worker, "partition opened") == []
+    assert worker.metric("build_info", **versions()) == 1
+    with urllib.request.urlopen(worker.metrics_url.replace("/metrics", "/health"), timeout=5) as answer:
+        (datafile, *_) = json.load(answer)["datafiles"]
+    assert datafile["ageSeconds"] == round(datafile["ageSeconds"], 1) < 60
+    assert worker.stop() == 0
 
 
 def test_a_restart_with_static_membership_moves_no_partition_of_the_others(own: Callable[..., Own]) -> None:

@@ -15,11 +15,11 @@ import kubernetes_validate
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
-from pydantic import SecretStr
 
 from pipeline.api.operations import Operations
 from pipeline.outage import Outage
 from pipeline.settings import ROLES, OpsSettings, Settings, load_settings
+from pipeline.settings.names import SETTINGS, is_password, variable
 from tests.k8s.manifests import (
     BASE,
     GUIDE,
@@ -99,12 +99,7 @@ def test_nothing_adds_settings_behind_its_back(workload: Document) -> None:
 
 def test_no_secret_is_in_the_repository() -> None:
     assert of_kind("Secret") == []
-    secrets = {
-        f"PIPELINE_{section}__{name}".upper()
-        for section, model in Settings.model_fields.items()
-        for name, field in getattr(model.annotation, "model_fields", {}).items()
-        if SecretStr in (field.annotation, *getattr(field.annotation, "__args__", ()))
-    }
+    secrets = {variable(setting) for setting in SETTINGS if is_password(setting)}
     assert secrets
     set_here = {*the("ConfigMap")["data"], *(one["name"] for role in WORKLOADS for one in container_of(role)["env"])}
     assert set_here & {*SECRETS["decision-pipeline"], *secrets} == set()

@@ -374,11 +374,14 @@ async def test_profiles_are_kept_only_where_it_is_said() -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"redis_url": "redis://h:1/0", "single_worker": True}, "exclude each other"),
+        (
+            {"redis_url": "redis://h:1/0", "single_worker": True},
+            "profiles.single_worker: is set, and {profiles.redis_url} too",
+        ),
         ({"redis_url": "h:1"}, "must begin with redis://"),
-        ({"redis_url": "redis://:s3cr/et@host:6379/0"}, "redis_url cannot be used: encode"),
-        ({"redis_url": "redis://host:6379/0?foo=1"}, "redis_url cannot be used"),
-        ({"redis_url": "redis://host:6379/0?ssl_cert_reqs=none"}, "redis_url cannot be used"),
+        ({"redis_url": "redis://:s3cr/et@host:6379/0"}, "cannot be used: encode"),
+        ({"redis_url": "redis://host:6379/0?foo=1"}, "cannot be used: encode"),
+        ({"redis_url": "redis://host:6379/0?ssl_cert_reqs=none"}, "cannot be used: encode"),
         ({"timeout": 0}, "greater than 0"),
     ],
 )
