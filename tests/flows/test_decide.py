@@ -124,16 +124,22 @@ def test_a_request_whose_time_is_over_is_answered_so_and_sends_no_impression(flo
             keyed(body("too late"))._replace(headers={"expires-at": past}),
             keyed(body("in time"))._replace(headers={"expires-at": future}),
             keyed(body("in time", ttlMs=60_000)),
-            # No number, and one that no clock will ever show: neither is a time.
-            keyed(body("in time"))._replace(headers={"expires-at": b"tomorrow"}),
-            keyed(body("in time"))._replace(headers={"expires-at": b"9" * 5000}),
+            # As Spring writes a text, and Java's serializer a long.
+            keyed(body("in time"))._replace(headers={"expires-at": b'"%b"' % future}),
+            keyed(body("too late"))._replace(headers={"expires-at": int(past).to_bytes(8, "big")}),
+            # No number, and one that no clock will ever show: neither is a time, and both are reported.
+            keyed(body("too late"))._replace(headers={"expires-at": b"tomorrow"}),
+            keyed(body("too late"))._replace(headers={"expires-at": b"9" * 5000}),
         ],
     )
-    late, *rest = [result.document for result in flow.results.of(sent)]
-    assert (late["error"], late["decisions"]) == ("request expired", [])
-    assert "tracking" not in late
-    assert [result.get("error") for result in rest] == [None] * 4
-    events = flow.events_of("too late", "in time", count=4)
+    late, first, second, quoted, late_too, *unread = [result.document for result in flow.results.of(sent)]
+    for expired in (late, late_too):
+        assert (expired["error"], expired["decisions"]) == ("request expired", [])
+        assert "tracking" not in expired
+    assert [result.get("error") for result in (first, second, quoted)] == [None] * 3
+    told = [(result["error"], result["detail"]) for result in unread]
+    assert told == [("error parsing request body", "header expires-at: pattern")] * 2
+    events = flow.events_of("too late", "in time", count=3)
     assert {one["visitor"] for one in events} == {"in time"}
 
 

@@ -134,7 +134,8 @@ def test_the_detail_of_a_fault_among_others_is_of_a_type_and_quotes_nothing() ->
     )
     assert parse(document | {"decideOptions": ["NOPE", {"someone": 1}]}).detail == "decideOptions.1: type"
     assert parse({"userId": "u", "x": nested(MAX_NESTING)}).detail == "$: depth"
-    assert parse({"userId": "u", "keys": nested(MAX_NESTING + 80)}).detail == "$: depth"
+    deep = b'{"userId":"u","keys":' + b'{"a":' * 280 + b"1" + b"}" * 281
+    assert parse_decide_request(deep, max_bytes=MAX_BYTES).detail == "$: depth"
 
 
 @pytest.mark.parametrize(

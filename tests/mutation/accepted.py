@@ -19,7 +19,7 @@ class Accepted(NamedTuple):
 ACCEPTED: tuple[Accepted, ...] = (
     Accepted(
         "pipeline/decision/answers.py",
-        "_decide_all",
+        "decide_flags",
         "if not options and visitor.bypassed is None: => if False:",
         "a shortcut: without options the long way writes the same bytes",
     ),
