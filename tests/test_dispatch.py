@@ -275,6 +275,7 @@ async def test_unavailable_is_retried_with_the_same_bytes_and_shown() -> None:
         assert chunk.settlements == [2]
         assert (made.outcome("retried"), made.outcome("denied"), made.outcome("ok")) == (2, 1, 1)
         assert (made.held("unavailable"), made.held("denied")) == (0, 0)
+        assert made.sample("upstream_last_response_timestamp_seconds", upstream="desk") > 0
         assert [(entry["log_level"], entry["event"], entry["reason"]) for entry in logs] == [
             ("warning", "dispatch held", "unavailable"),
             ("error", "dispatch held", "denied"),

@@ -145,3 +145,9 @@ def test_the_bound_of_the_latency_objective_is_a_bucket_and_the_one_that_is_said
         assert f"longer than {bound:g} s" in alert["annotations"]["summary"]
         (share,) = set(re.findall(r"> [\d.]+ \* ([\d.]+)", alert["expr"]))
         assert f"{100 - 100 * float(share):g} % within {bound:g} s" in alert["annotations"]["description"]
+
+
+def test_the_bounds_that_people_may_choose_from_are_the_buckets() -> None:
+    text = (ROOT / "k8s" / "README.md").read_text("utf-8")
+    (listed,) = re.findall(r"any bucket of the histogram: ([\d., \n]+)\)", text)
+    assert tuple(map(float, listed.split(","))) == Metrics(CollectorRegistry()).decide_latency.bounds
