@@ -30,7 +30,8 @@ from pipeline.sandbox.figures import Figures, figures
 from pipeline.sandbox.guide import example, example_for_kcat
 from pipeline.sandbox.interrupts import Interrupts
 from pipeline.sandbox.parts import Parts, start_parts
-from pipeline.sandbox.processes import ANOTHER_DISK, free_port, usual_port
+from pipeline.sandbox.ports import kafka_port, ops_port
+from pipeline.sandbox.processes import ANOTHER_DISK, free_port
 from pipeline.sandbox.session import STILL_SECONDS, Accident, Kill, Session
 from pipeline.sandbox.traffic import Fate, Sent, decide_requests, odp_events, track_events
 from pipeline.settings import SERVERS
@@ -39,7 +40,6 @@ REQUESTS = 20_000
 _Outcome = TypeVar("_Outcome")
 _LOOK_SECONDS = 0.2
 _LAST_SECONDS = 5
-_KAFKA_PORT, _OPERATIONS_PORT = 9092, 8088
 _UNANSWERED = KafkaError, URLError, ConnectionError, TimeoutError
 
 
@@ -93,11 +93,13 @@ def _quiet_clients() -> Iterator[None]:
 
 def _run(plan: Plan, shown: Display, interrupts: Interrupts) -> int:
     with ExitStack() as stack, interrupts.allowed():
-        # Who tries things out finds the ports of the documentation, if they are free.
-        port = usual_port if plan.keep_running else lambda _: free_port()
+        # A reader of README.md pastes its commands: they name the usual ports.
+        own_kafka = plan.keep_running and plan.bootstrap_servers is None
         parts = start_parts(
-            plan.bootstrap_servers, stack, shown, kafka_port=port(_KAFKA_PORT), operations_port=port(_OPERATIONS_PORT)
-        )
+            plan.bootstrap_servers, stack, shown,
+            kafka_port=kafka_port(shown) if own_kafka else free_port(),
+            operations_port=ops_port(shown) if plan.keep_running else free_port(),
+        )  # fmt: skip
         try:
             written = _account_for(plan, parts, shown, interrupts)
             if plan.keep_running:

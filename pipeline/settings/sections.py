@@ -124,6 +124,11 @@ class KafkaSettings(Section):
         gt=0,
         description="A dead letter larger than this is a pointer without the original bytes.",
     )
+    compression_type: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(
+        "zstd",
+        description="Codec of the results and dead letters written. Kafka's Node client kafkajs reads zstd, snappy and "
+        "lz4 only with a plug-in; gzip it reads as it is.",
+    )
     fetch_bytes: ByteSize = Field(
         ByteSize(256 * 1024), gt=0, description="Most bytes fetched from a partition at once (process, per partition)."
     )
