@@ -126,8 +126,7 @@ class KafkaSettings(Section):
     )
     compression_type: Literal["none", "gzip", "snappy", "lz4", "zstd"] = Field(
         "zstd",
-        description="Codec of the results and dead letters written. Kafka's Node client kafkajs reads zstd, snappy and "
-        "lz4 only with a plug-in; gzip it reads as it is.",
+        description="Codec of the records written. Without a plug-in, Node's kafkajs reads only `none` and `gzip`.",
     )
     fetch_bytes: ByteSize = Field(
         ByteSize(256 * 1024), gt=0, description="Most bytes fetched from a partition at once (process, per partition)."
