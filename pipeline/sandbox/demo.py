@@ -27,7 +27,7 @@ from pipeline.errors import ConfigurationError, StartFailed
 from pipeline.sandbox.account import Account
 from pipeline.sandbox.display import Display, display
 from pipeline.sandbox.figures import Figures, figures
-from pipeline.sandbox.guide import example, example_for_kcat
+from pipeline.sandbox.guide import example, example_for_kcat, program
 from pipeline.sandbox.interrupts import Interrupts
 from pipeline.sandbox.parts import Parts, start_parts
 from pipeline.sandbox.ports import kafka_port, ops_port
@@ -108,7 +108,7 @@ def _run(plan: Plan, shown: Display, interrupts: Interrupts) -> int:
             parts.abandon()
             raise
     if not plan.keep_running:
-        shown.step(_WHERE_NEXT)
+        shown.step(_where_next())
     return 0 if written["closed"] else 1
 
 
@@ -207,12 +207,19 @@ def _records(requests: int) -> chain[Sent]:
     return chain(decide_requests(requests), track_events(requests // 10), odp_events(requests // 20))
 
 
-_WHERE_NEXT = """
-Everything was stopped. Where to look next:
-  pipeline demo --keep-running   everything stays up: topics, metrics, a request
-  pipeline demo --kill           the worker is killed in the middle
-  pipeline sandbox --kafka       a broker and the stand-ins, for a worker of yours
-  README.md, schemas/            the topics and what their messages look like"""
+_NEXT = (
+    ("demo --keep-running", "everything stays up: topics, metrics, a request to paste"),
+    ("demo --kill", "the worker is killed in the middle of the run"),
+    ("sandbox --kafka", "a broker and the stand-ins, for a worker of your own"),
+)
+
+
+def _where_next() -> str:
+    commands = [(f"{program()} {arguments}", meaning) for arguments, meaning in _NEXT]
+    rows = [*commands, ("README.md, schemas/", "the topics and the form of their messages")]
+    width = max(len(name) for name, _ in rows)
+    lines = "\n".join(f"  {name:<{width}}   {meaning}" for name, meaning in rows)
+    return f"\nEverything was stopped. Where to look next:\n{lines}"
 
 
 def _keep_running(parts: Parts, shown: Display) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer import fetcher
+from aiokafka.record.memory_records import MemoryRecords
 
 from pipeline.kafka import client
 from pipeline.kafka.sink import Sink
@@ -42,7 +43,7 @@ async def test_results_are_written_with_the_codec_that_is_set_and_with_zstd_by_d
         await producer.stop()
 
     seen: set[int] = set()
-    memory_records: Any = fetcher.MemoryRecords
+    memory_records: Any = MemoryRecords
 
     def noted(raw: bytes) -> Any:
         if raw:

@@ -58,7 +58,7 @@ def test_the_account_closes_and_everything_stays_up_where_it_is_asked_to(
     terminal = pipeline("demo", "--requests", "600", "--json", str(file), *where)
     said = terminal.read_until("The same with kcat")
     assert "The account closes" in said
-    assert "600 sent = 600 distinct sources" in said
+    assert "600 sent = 600 accounted for" in said
     written = orjson.loads(file.read_bytes())
     assert_figures(written)
     assert_printed_is_written(_summary(said), written)
