@@ -11,6 +11,8 @@ import orjson
 import pytest
 from rich.console import Console
 
+from pipeline.messages.dead_letters import OFFSET_HEADER, PARTITION_HEADER, TOPIC_HEADER
+from pipeline.messages.delivery import SOURCE_HEADER
 from pipeline.sandbox.account import Account
 from pipeline.sandbox.figures import Figures, figures
 from pipeline.sandbox.project_data import STAGING
@@ -344,3 +346,15 @@ def test_every_terminal_can_show_the_summary(encoding: str, bar: str) -> None:
     assert [line[:2] for line in text.splitlines() if line.startswith(("recommendatio", "ns "))] == ["re", "ns"], (
         "folded"
     )
+
+
+def test_a_request_with_a_result_and_a_dead_letter_is_answered_once() -> None:
+    account = closed()
+    answered = account.answered
+    (source, *_) = account._results
+    topic, partition, offset = source.rsplit("-", 2)
+    place = {TOPIC_HEADER: topic, PARTITION_HEADER: partition, OFFSET_HEADER: offset}
+    headers = [(SOURCE_HEADER, source.encode()), *((name, text.encode()) for name, text in place.items())]
+    account.book_dead_letter(None, None, headers)
+    assert account.answered == answered
+    assert any("with a result and a dead letter" in sentence for sentence in account.open())
