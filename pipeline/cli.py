@@ -192,21 +192,24 @@ def demo(
 
 @app.command(cls=Command)
 def sandbox(
-    kafka: Annotated[bool, typer.Option("--kafka", help="Start Apache Kafka as well, with the topics made.")] = False,
+    kafka: Annotated[
+        bool, typer.Option("--kafka", help="Start Apache Kafka as well, at port 9092 if free, with the topics made.")
+    ] = False,
     port_base: Annotated[
         int | None,
         typer.Option(
             min=1024,
             max=65_530,
-            show_default="any free ports",
+            show_default="free ports",
             help="First of the ports: CDN, ODP, logx, CMAB, Kafka, one after the other.",
         ),
     ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="For load: ODP answers without executing GraphQL.")] = False,
 ) -> None:
-    """Run stand-ins for Optimizely's services, to try a worker and a producer of your own, until Ctrl-C.
+    """Run stand-ins for Optimizely's services, without a worker, until Ctrl-C.
 
-    Prints the settings of a worker that uses them, to paste into another terminal. Everything listens on 127.0.0.1.
+    Prints the settings and the command of a worker that uses them, and a request, to paste into other terminals.
+    Everything listens on 127.0.0.1. GET /control of a stand-in lists the faults it can be ordered to have.
     """
     from pipeline.sandbox.services import Sandbox, run_sandbox
 

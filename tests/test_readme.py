@@ -329,7 +329,7 @@ def test_the_requests_shown_are_decided_by_the_demo_s_project() -> None:
 def test_the_request_shown_for_a_worker_of_one_s_own_is_decided_by_the_datafile_shown() -> None:
     (script,) = blocks("sh", "Deciding offline")
     project = compile_datafile(script.split("<<'EOF'\n")[1].split("\nEOF\n")[0].encode())
-    (shown,) = blocks("json", "A worker of your own")
+    (shown,) = re.findall(r"\{\"userId\".*\}(?=\\n)", "".join(blocks("sh", "A worker of your own")))
     request = parse_decide_request(shown.encode(), max_bytes=1024)
     assert request.error is None
     assert set(json.loads(shown)) <= set(DECIDE_REQUEST.schema["properties"])
@@ -337,7 +337,7 @@ def test_the_request_shown_for_a_worker_of_one_s_own_is_decided_by_the_datafile_
 
 
 def test_the_settings_shown_are_accepted(tmp_path: Path) -> None:
-    exports = dict(re.findall(r"^export (PIPELINE_\w+)=(\S+)", blocks("sh", "A worker of your own")[0], re.MULTILINE))
+    exports = dict(re.findall(r"^export (PIPELINE_\w+)=(\S+)", blocks("sh", "A worker of your own")[1], re.MULTILINE))
     assert load_settings(exports).optimizely.sdk_keys == ("shopExample01",)
     (document,) = blocks("yaml", "Operations")
     file = tmp_path / "settings.yaml"

@@ -105,7 +105,7 @@ def scanner(settings: KafkaSettings) -> AIOKafkaConsumer:
 
 
 def producer(settings: KafkaSettings, *, before_send: Callable[[], None] = lambda: None) -> AIOKafkaProducer:
-    """The one producer of a process: idempotent, acknowledged by all replicas, zstd.
+    """The one producer of a process: idempotent, acknowledged by all replicas.
 
     `before_send` is called before each request is handed to the socket: a process that was held in the middle of a turn
     of its loop goes on there, and must not send what it held ready.
@@ -114,7 +114,7 @@ def producer(settings: KafkaSettings, *, before_send: Callable[[], None] = lambd
         **_connection(settings),
         acks="all",
         enable_idempotence=True,
-        compression_type="zstd",
+        compression_type=None if settings.compression_type == "none" else settings.compression_type,
         max_batch_size=BATCH_BYTES,
         max_request_size=max(int(settings.max_dead_letter_bytes), int(settings.max_record_bytes)) + BATCH_BYTES,
     )

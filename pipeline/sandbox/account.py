@@ -146,7 +146,9 @@ class Account:
     @property
     def answered(self) -> int:
         """Requests that have a result or are a dead letter."""
-        return len(self._results) + len(self.dead_letters("decide_requests"))
+        dead = (source for source in self._dead if source not in self._results and source in self.sent)
+        letters = sum(self.sent[source].stream == "decide_requests" for source in dead)
+        return len(self._results) + letters
 
     @property
     def progress(self) -> tuple[int, ...]:

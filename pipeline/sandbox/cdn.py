@@ -1,8 +1,9 @@
 """Stand-in for the CDN that serves datafiles: GET /datafiles/<key>.json with ETag, Last-Modified and 304.
 
-A key it does not have gets 403, as the CDN answers. `POST /datafiles/<key>` publishes a document. Controls: `denied`,
-keys that get 403; `alternate`, keys whose present and previous document are answered in turn, as edges that disagree
-do; `revision`, an object key -> text that publishes the present document under another revision.
+A key it does not have gets 403, as the CDN answers. `POST` to the same address publishes a document, with or without
+`.json`. Controls: `denied`, keys that get 403; `alternate`, keys whose present and previous document are answered in
+turn, as edges that disagree do; `revision`, an object key -> text that publishes the present document under another
+revision.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ class Published(NamedTuple):
 class Cdn(StandIn):
     service = "cdn"
     controls: ClassVar[Mapping[str, Any]] = {"denied": [], "alternate": [], "revision": {}}
+    meanings: ClassVar[Mapping[str, str]] = {
+        "denied": "SDK keys that get 403",
+        "alternate": "SDK keys whose present and previous datafile are answered in turn",
+        "revision": "SDK key -> text: publishes its present datafile under that revision",
+    }
 
     def __init__(self, initial: Mapping[str, bytes]) -> None:
         super().__init__()
@@ -51,7 +57,8 @@ class Cdn(StandIn):
 
     def application(self) -> web.Application:
         application = super().application()
-        application.router.add_post("/datafiles/{key}", self._post)
+        for path in (_PATH, "/datafiles/{key}"):
+            application.router.add_post(path, self._post)
         return application
 
     def refusal(self, controls: Mapping[str, Any]) -> str | None:

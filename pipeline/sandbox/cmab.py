@@ -25,6 +25,11 @@ _REFUSALS_KEPT = 20
 class Cmab(StandIn):
     service = "cmab"
     controls: ClassVar[Mapping[str, Any]] = {"variations": {}, "answer": None, "rule_status": {}}
+    meanings: ClassVar[Mapping[str, str]] = {
+        "variations": "rule id -> list of variation ids that the rule predicts",
+        "answer": "a document answered in place of every prediction; null: none",
+        "rule_status": f"rule id -> status from {STATUSES[0]} to {STATUSES[-1]} that the rule's requests get",
+    }
 
     def __init__(self) -> None:
         super().__init__()

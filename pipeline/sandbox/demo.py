@@ -26,10 +26,11 @@ from pipeline.errors import ConfigurationError, StartFailed
 from pipeline.sandbox.account import Account
 from pipeline.sandbox.display import Display, display
 from pipeline.sandbox.figures import Figures, figures
-from pipeline.sandbox.guide import example, example_for_kcat
+from pipeline.sandbox.guide import example, example_for_kcat, program
 from pipeline.sandbox.interrupts import Interrupts
 from pipeline.sandbox.parts import Parts, start_parts
-from pipeline.sandbox.processes import ANOTHER_DISK, free_port, usual_port
+from pipeline.sandbox.ports import kafka_port, ops_port
+from pipeline.sandbox.processes import ANOTHER_DISK, free_port
 from pipeline.sandbox.session import STILL_SECONDS, Accident, Kill, Session
 from pipeline.sandbox.traffic import Fate, Sent, decide_requests, odp_events, track_events
 from pipeline.settings import servers
@@ -38,7 +39,6 @@ REQUESTS = 20_000
 _Outcome = TypeVar("_Outcome")
 _LOOK_SECONDS = 0.2
 _LAST_SECONDS = 5
-_KAFKA_PORT, _OPERATIONS_PORT = 9092, 8088
 _UNANSWERED = KafkaError, URLError, ConnectionError, TimeoutError
 
 
@@ -94,11 +94,13 @@ def _quiet_clients() -> Iterator[None]:
 
 def _run(plan: Plan, shown: Display, interrupts: Interrupts) -> int:
     with ExitStack() as stack, interrupts.allowed():
-        # Who tries things out finds the ports of the documentation, if they are free.
-        port = usual_port if plan.keep_running else lambda _: free_port()
+        # A reader of README.md pastes its commands: they name the usual ports.
+        own_kafka = plan.keep_running and plan.bootstrap_servers is None
         parts = start_parts(
-            plan.bootstrap_servers, stack, shown, kafka_port=port(_KAFKA_PORT), operations_port=port(_OPERATIONS_PORT)
-        )
+            plan.bootstrap_servers, stack, shown,
+            kafka_port=kafka_port(shown) if own_kafka else free_port(),
+            operations_port=ops_port(shown) if plan.keep_running else free_port(),
+        )  # fmt: skip
         try:
             written = _account_for(plan, parts, shown, interrupts)
             if plan.keep_running:
@@ -107,7 +109,7 @@ def _run(plan: Plan, shown: Display, interrupts: Interrupts) -> int:
             parts.abandon()
             raise
     if not plan.keep_running:
-        shown.step(_WHERE_NEXT)
+        shown.step(_where_next())
     return 0 if written["closed"] else 1
 
 
@@ -206,12 +208,19 @@ def _records(requests: int) -> chain[Sent]:
     return chain(decide_requests(requests), track_events(requests // 10), odp_events(requests // 20))
 
 
-_WHERE_NEXT = """
-Everything was stopped. Where to look next:
-  pipeline demo --keep-running   everything stays up: topics, metrics, a request
-  pipeline demo --kill           the worker is killed in the middle
-  pipeline sandbox --kafka       a broker and the stand-ins, for a worker of yours
-  README.md, schemas/            the topics and what their messages look like"""
+_NEXT = (
+    ("demo --keep-running", "everything stays up: topics, metrics, a request to paste"),
+    ("demo --kill", "the worker is killed in the middle of the run"),
+    ("sandbox --kafka", "a broker and the stand-ins, for a worker of your own"),
+)
+
+
+def _where_next() -> str:
+    commands = [(f"{program()} {arguments}", meaning) for arguments, meaning in _NEXT]
+    rows = [*commands, ("README.md, schemas/", "the topics and the form of their messages")]
+    width = max(len(name) for name, _ in rows)
+    lines = "\n".join(f"  {name:<{width}}   {meaning}" for name, meaning in rows)
+    return f"\nEverything was stopped. Where to look next:\n{lines}"
 
 
 def _keep_running(parts: Parts, shown: Display) -> None:

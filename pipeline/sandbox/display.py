@@ -89,8 +89,9 @@ class Lines:
         if self._due():
             impressions = account.logx.get("impressions", 0)
             self._console.print(
-                f"sent {len(account.sent):,} of {records:,} records, answered {account.answered:,} of {requests:,} "
-                f"requests, {impressions:,} impressions at logx"
+                f"sent {min(len(account.sent), records):,} of {records:,} records, "
+                f"answered {min(account.answered, requests):,} of {requests:,} requests, "
+                f"{impressions:,} impressions at logx"
             )
 
     def summary(self, figures: Figures) -> None:
@@ -160,14 +161,22 @@ class Running:
         self._answered = self._bars.add_task("requests answered", total=requests)
         self._impressions = self._bars.add_task("impressions at logx", total=None)
         self._odp = self._bars.add_task("ODP events at ODP", total=None)
+        self._records, self._requests = records, requests
         self._bars.start()
 
     def update(self, account: Account) -> None:
-        self._bars.update(self._sent, completed=len(account.sent))
-        self._bars.update(self._answered, completed=account.answered)
-        due, delivered = account.impressions_due, account.delivered("odp_events")
-        self._bars.update(self._impressions, completed=account.logx.get("impressions", 0), total=due or None)
-        self._bars.update(self._odp, completed=account.odp.get("distinct_events", 0), total=delivered or None)
+        sent, answered = len(account.sent), account.answered
+        self._advance(self._sent, sent, self._records)
+        self._advance(self._answered, answered, self._requests)
+        # While results and records still come, the whole grows: a bar of it would shrink, and its part may be ahead.
+        due = account.impressions_due if answered >= self._requests else None
+        delivered = account.delivered("odp_events") if sent >= self._records else None
+        self._advance(self._impressions, account.logx.get("impressions", 0), due)
+        self._advance(self._odp, account.odp.get("distinct_events", 0), delivered)
+
+    def _advance(self, task: TaskID, part: int, whole: int | None) -> None:
+        """The summary says what is surplus; a bar shows no part above its whole."""
+        self._bars.update(task, completed=part if whole is None else min(part, whole), total=whole)
 
     def stop(self) -> None:
         self._bars.stop()

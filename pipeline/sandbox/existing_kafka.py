@@ -1,6 +1,6 @@
 """Somebody's Kafka that the demo was told to use: whether it can be, and nothing of the run left in it.
 
-Used by `parts`. Every wait has a deadline; the errors name the option and not the settings of a worker.
+Used by `parts` and `ports`. Every wait has a deadline; the errors name the option and not the settings of a worker.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def ensure_answers(bootstrap_servers: str) -> None:
     faults = []
     for server in bootstrap_servers.split(","):
         host, _, port = server.rpartition(":")
-        fault = _fault(host.strip("[]"), int(port))
+        fault = fault_of(host.strip("[]"), int(port))
         if fault is None:
             return
         faults.append(f"{server} {fault}")
@@ -48,7 +48,8 @@ def ensure_answers(bootstrap_servers: str) -> None:
     )
 
 
-def _fault(host: str, port: int) -> str | None:
+def fault_of(host: str, port: int) -> str | None:
+    """Why the listener is not a Kafka that this can use; None if it is one."""
     if port > _LAST_PORT:
         return "is no port"
     try:

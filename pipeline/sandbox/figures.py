@@ -61,6 +61,7 @@ def _segments(account: Account) -> dict[str, Any]:
         "environments": len({sdk_key for sdk_key, _ in wanted}),
         "graphql_requests": queries,
         "users_looked_up": looked_up,
+        "users_looked_up_again": max(0, looked_up - len(wanted)),
         "users_per_request": round(looked_up / queries, 1) if queries else 0.0,
         "largest_request": int(account.odp.get("largest_query", 0)),
         "cache_hits": account.cache_hits,

@@ -1,4 +1,4 @@
-"""What a person can paste into another terminal: the settings of a worker, a request and its answer. Pure.
+"""The text to paste into another terminal: the settings of a worker, a request and its answer.
 
 Printed by `pipeline sandbox` and by `pipeline demo --keep-running`.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from pipeline.sandbox.project_data import PRODUCTION, user_id
 
@@ -40,7 +42,18 @@ kcat -C -b {bootstrap_servers} -t {results} -o -100 -e -q -f '%p %k %s\\n' | gre
 
 def command(*arguments: str) -> str:
     """The `pipeline` command for a shell that does not have it on its path."""
-    return f"{shlex.quote(sys.executable)} -m pipeline {' '.join(arguments)}"
+    return " ".join([shlex.quote(sys.executable), "-m pipeline", *arguments])
+
+
+def program() -> str:
+    """The `pipeline` command as a person types it here: after `make demo` it is not on the path."""
+    if shutil.which("pipeline") is not None:
+        return "pipeline"
+    script = Path(sys.executable).with_name("pipeline")
+    if not script.is_file():
+        return command()
+    here = Path.cwd()
+    return shlex.quote(str(script.relative_to(here) if script.is_relative_to(here) else script))
 
 
 def exports(environment: Mapping[str, str]) -> str:

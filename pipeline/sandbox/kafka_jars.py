@@ -12,11 +12,13 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from pipeline.errors import StartFailed
@@ -75,7 +77,8 @@ def _room(cache: Path) -> tempfile.TemporaryDirectory[str]:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(cache)
-        return tempfile.TemporaryDirectory(prefix="download-", dir=cache)
+        # A thread that is left behind by Ctrl-C may still write there while it is removed.
+        return tempfile.TemporaryDirectory(prefix="download-", dir=cache, ignore_cleanup_errors=True)
     except OSError as error:
         if error.errno in _NO_ROOM:
             raise
@@ -95,17 +98,49 @@ def _download(jars: tuple[Jar, ...], directory: Path, progress: Progress) -> Pat
     made.mkdir()
     total, had = sum(jar.size for jar in jars), 0
     progress(had, total)
-    with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
-        running = {pool.submit(_fetch, context, jar, made): jar for jar in jars}
-        try:
-            for finished in as_completed(running):
-                finished.result()
-                had += running[finished].size
-                progress(had, total)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    waiting: SimpleQueue[Jar] = SimpleQueue()
+    for jar in jars:
+        waiting.put(jar)
+    done: SimpleQueue[Jar | Exception] = SimpleQueue()
+    # Daemons, unlike the threads of a pool: after Ctrl-C nobody waits for a server that does not answer.
+    threads = [
+        threading.Thread(target=_fetch_all, args=(context, waiting, made, done), daemon=True)
+        for _ in range(_DOWNLOADS_AT_ONCE)
+    ]
+    for thread in threads:
+        thread.start()
+    for _ in jars:
+        finished = done.get()
+        if isinstance(finished, Exception):
+            _let_end(threads, waiting)
+            raise finished
+        had += finished.size
+        progress(had, total)
     return made
+
+
+def _let_end(threads: list[threading.Thread], waiting: SimpleQueue[Jar]) -> None:
+    """Take no new jar, and wait for the downloads under way: they have a time limit, and write what is removed next."""
+    with suppress(Empty):
+        while True:
+            waiting.get_nowait()
+    for thread in threads:
+        thread.join()
+
+
+def _fetch_all(context: Any, waiting: SimpleQueue[Jar], made: Path, done: SimpleQueue[Jar | Exception]) -> None:
+    """Fetch until no jar waits or one failed, whose error the starter raises."""
+    while True:
+        try:
+            jar = waiting.get_nowait()
+        except Empty:
+            return
+        try:
+            _fetch(context, jar, made)
+        except Exception as error:  # noqa: BLE001 - boundary of the thread: the starter raises it
+            done.put(error)
+            return
+        done.put(jar)
 
 
 def _maven(repository: Path) -> Any:
@@ -155,8 +190,10 @@ def _put(made: Path, target: Path, jars: tuple[Jar, ...]) -> None:
 def _remove_abandoned(cache: Path) -> None:
     """Downloads that were killed leave their directory."""
     for directory in cache.glob("download-*"):
-        if time.time() - directory.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
-            shutil.rmtree(directory, ignore_errors=True)
+        # Another process may remove its own meanwhile.
+        with suppress(FileNotFoundError):
+            if time.time() - directory.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 def _failed(error: OSError, cache: Path) -> StartFailed:

@@ -28,6 +28,11 @@ _MOST_UNREAD_BYTES = 512 * 1024**2
 class Logx(StandIn):
     service = "logx"
     controls: ClassVar[Mapping[str, Any]] = {"poison": [], "poison_status": 400, "unread": False}
+    meanings: ClassVar[Mapping[str, str]] = {
+        "poison": "visitor ids; a body with one of them gets poison_status",
+        "poison_status": "status for poison",
+        "unread": "true: bodies are answered 204 and read when the ledger is asked for, for load",
+    }
 
     def __init__(self) -> None:
         super().__init__()

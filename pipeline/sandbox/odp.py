@@ -72,6 +72,14 @@ class Odp(StandIn):
         "poison": [],
         "form": EXACT,
     }
+    meanings: ClassVar[Mapping[str, str]] = {
+        "api_keys": "API keys that are accepted; any other gets 403",
+        "users": "user id -> list of segments, before those of the sandbox's users",
+        "max_aliases": "most users in one GraphQL query; null: no limit",
+        "refuse_status": "status of a query above max_aliases; 200: refused as a GraphQL error",
+        "poison": "identifier values; a request with an event of one of them is refused",
+        "form": f"{EXACT}: GraphQL is executed; {FAST}: answered without executing it, for load",
+    }
 
     def __init__(self, form: str = EXACT) -> None:
         super().__init__()
@@ -119,6 +127,11 @@ class Odp(StandIn):
             counted["event_bodies"] = list(self._bodies.values())
             counted["event_accounts"] = [api_key for api_key, _ in self._bodies]  # of each body
         return counted
+
+    def refusal(self, controls: Mapping[str, Any]) -> str | None:
+        fault = super().refusal(controls)
+        unknown = fault is None and controls.get("form", EXACT) not in (EXACT, FAST)
+        return f"form is to be {EXACT} or {FAST}" if unknown else fault
 
     def ordered(self, controls: Mapping[str, Any]) -> None:
         super().ordered(controls)

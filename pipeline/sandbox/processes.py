@@ -181,11 +181,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def usual_port(port: int) -> int:
-    """`port` if it is free, else another one."""
-    return port if port_is_free(port) else free_port()
-
-
 def port_is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

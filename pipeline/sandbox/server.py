@@ -1,8 +1,9 @@
 """What the stand-ins share: a port on 127.0.0.1, faults to order, a ledger of what arrived, an end with their starter.
 
 Each stand-in is a process, `python -m pipeline.sandbox.<service> --port 0`, that says `{"service":..., "port":...}` in
-one line. `GET /ledger` is what it counted; `POST /control` with a JSON object orders faults, and `{"reset": true}`
-forgets faults and counts. Nothing here knows the worker: a stand-in that shared its client's code would prove nothing.
+one line. `GET /ledger` is what it counted; `GET /control` lists the faults it can have, `POST /control` with a JSON
+object orders some, and `{"reset": true}` forgets faults and counts. Nothing here knows the worker: a stand-in that
+shared its client's code would prove nothing.
 """
 
 from __future__ import annotations
@@ -28,13 +29,23 @@ _LONGEST_LATENCY = 60
 STATUSES = range(200, 600)  # 1xx is no answer: the client would wait for another.
 _HEADER = re.compile(r"[ -~]{1,100}")
 _NO_FAULTS: dict[str, Any] = {
-    "latency": 0.0,  # seconds before every answer
-    "status": None,  # answered to everything, and nothing is counted as taken
-    "fail_next": 0,  # so many requests get `fail_status`
+    "latency": 0.0,
+    "status": None,
+    "fail_next": 0,
     "fail_status": 503,
-    "drop_next": 0,  # so many requests are taken, and their connection closed without an answer
-    "hold_answers": False,  # requests are taken, and answered when this is false again, or after half a minute
-    "retry_after": None,  # header of a failure, in seconds or as text
+    "drop_next": 0,
+    "hold_answers": False,
+    "retry_after": None,
+}
+_MEANINGS = {
+    "latency": "seconds before every answer",
+    "status": "answered to every request; nothing is counted as taken",
+    "fail_next": "number of requests to come that get fail_status",
+    "fail_status": "status for fail_next",
+    "drop_next": "number of requests to come that are taken, then their connection closed without an answer",
+    "hold_answers": f"requests are taken, and answered when this is false again or after {_LONGEST_HOLD} s",
+    "retry_after": "header Retry-After of a failure: seconds, or a text",
+    "reset": "true forgets all faults and counts",
 }
 _NUMBER = (int, float)
 # What a control may be beside the None it is at first. Any other control stays of the type that it has at first.
@@ -63,6 +74,8 @@ class StandIn(ABC):
     service: ClassVar[str]
     controls: ClassVar[Mapping[str, Any]] = {}
     """Names and initial values of a service's own controls; `POST /control` knows no others."""
+    meanings: ClassVar[Mapping[str, str]] = {}
+    """The same names, each with a line for `GET /control`."""
 
     def __init__(self) -> None:
         self.initial = _NO_FAULTS | dict(self.controls)
@@ -109,6 +122,7 @@ class StandIn(ABC):
         for (method, path), handler in self.routes().items():
             application.router.add_route(method, path, self._faulted(handler))
         application.router.add_get("/ledger", self._get_ledger)
+        application.router.add_get("/control", self._get_control)
         application.router.add_post("/control", self._post_control)
         return application
 
@@ -166,6 +180,15 @@ class StandIn(ABC):
         }
         return answer_json(counted)
 
+    async def _get_control(self, request: web.Request) -> web.Response:
+        meanings = _MEANINGS | dict(self.meanings)
+        values = self.faults | {"reset": False}
+        listed = {
+            name: {"value": value, "allowed": _allowed(name, self.initial.get(name, False)), "meaning": meanings[name]}
+            for name, value in values.items()
+        }
+        return answer_json(listed)
+
     async def _post_control(self, request: web.Request) -> web.Response:
         try:
             controls = orjson.loads(await request.read())
@@ -182,11 +205,25 @@ class StandIn(ABC):
         return answer_json(self.faults)
 
 
-def _type_fault(name: str, value: object, initial: object) -> str | None:
+def _types(name: str, initial: object) -> tuple[type, ...]:
     if initial is None:
-        allowed = (*_UNLESS_NONE[name], type(None))
-    else:
-        allowed = _NUMBER if type(initial) is float else (type(initial),)
+        return *_UNLESS_NONE[name], type(None)
+    return _NUMBER if type(initial) is float else (type(initial),)
+
+
+def _allowed(name: str, initial: object) -> str:
+    """The values that an order may give a control, in words; the same rules as `_type_fault`."""
+    types = _types(name, initial)
+    words = " or ".join(_NAMES[kind] for kind in types)
+    if name.endswith("status") and int in types:
+        return f"{words}, from {STATUSES[0]} to {STATUSES[-1]}"
+    if name == "latency":
+        return f"{words}, from 0 to {_LONGEST_LATENCY}"
+    return f"{words}, 0 or more" if int in types else words
+
+
+def _type_fault(name: str, value: object, initial: object) -> str | None:
+    allowed = _types(name, initial)
     if type(value) not in allowed:
         return f"{name} is to be {' or '.join(_NAMES[kind] for kind in allowed)}"
     if isinstance(value, int | float) and value < 0:

@@ -1,7 +1,7 @@
 """`pipeline sandbox`: the stand-ins alone, and a Kafka where asked for, for a worker and a producer of one's own.
 
-Prints what to paste into another terminal so that a worker finds them. Runs until Ctrl-C, or until a part ends by
-itself, and leaves nothing behind.
+Starts no worker: prints the settings and the command of one, to paste into another terminal, and a request. Runs until
+Ctrl-C, or until a part ends by itself, and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pipeline.sandbox.guide import command, example, example_for_kcat, exports
 from pipeline.sandbox.interrupts import Interrupts
 from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.parts import TOPICS, create_topics, start_kafka
-from pipeline.sandbox.processes import SERVICES, StandIns, free_port, port_is_free
+from pipeline.sandbox.ports import kafka_port, ops_port
+from pipeline.sandbox.processes import SERVICES, StandIns, port_is_free
 from pipeline.sandbox.project_data import PRODUCTION, REVOKED, STAGING
 from pipeline.sandbox.worker import worker_environment
 
@@ -31,7 +32,7 @@ class Sandbox:
     kafka: bool = False
     """A broker as well, with the topics made."""
     port_base: int | None = None
-    """First of consecutive ports: CDN, ODP, logx, CMAB, Kafka. Without it any free ones."""
+    """First of consecutive ports: CDN, ODP, logx, CMAB, Kafka. Without it Kafka's usual one and any free ones."""
     odp_arguments: tuple[str, ...] = ()
 
 
@@ -43,7 +44,8 @@ def run_sandbox(sandbox: Sandbox) -> int:
             base = sandbox.port_base
             ports = {} if base is None else {service: _free(base + place) for place, service in enumerate(SERVICES)}
             if sandbox.kafka:
-                kafka = start_kafka(stack, shown, port=free_port() if base is None else _free(base + len(SERVICES)))
+                port = kafka_port(shown) if base is None else _free(base + len(SERVICES))
+                kafka = start_kafka(stack, shown, port=port)
             shown.step("starting stand-ins for Optimizely's CDN, ODP, logx and CMAB")
             stand_ins = stack.enter_context(StandIns(SERVICES, ports=ports, arguments={"odp": sandbox.odp_arguments}))
             _show(stand_ins, kafka, shown)
@@ -65,7 +67,7 @@ def _free(port: int) -> int:
 
 
 def _show(stand_ins: StandIns, kafka: LocalKafka | None, shown: Display) -> None:
-    settings = {"OPTIMIZELY__SDK_KEYS": json.dumps([PRODUCTION, STAGING])}
+    settings = {"OPTIMIZELY__SDK_KEYS": json.dumps([PRODUCTION, STAGING]), "OPS__PORT": str(ops_port(shown))}
     if kafka is not None:
         settings["KAFKA__BOOTSTRAP_SERVERS"] = kafka.bootstrap_servers
     environment = worker_environment(settings, topics={}, stand_ins=stand_ins)
@@ -73,13 +75,17 @@ def _show(stand_ins: StandIns, kafka: LocalKafka | None, shown: Display) -> None
     if kafka is not None:
         create_topics(environment)
     shown.step(
-        "\nStand-ins; each has GET /ledger (what it counted) and POST /control (faults to order):\n"
+        "\nStand-ins. Each counts at GET /ledger, lists its faults at GET /control, takes orders at POST /control:\n"
         + "\n".join(f"  {service:<5} {stand_ins.address(service)}" for service in SERVICES)
         + f"\nSDK keys {PRODUCTION} and {STAGING}; {REVOKED} is denied. Users user-00001 to user-05000.\n"
-        f"\nPaste into another terminal, for a worker:\n\n{exports(environment)}\n"
+        f"\nNo worker runs yet. Paste into another terminal, for a worker of your own:\n\n{exports(environment)}\n"
     )
     if kafka is None:
-        shown.step(f"Its broker is {_OWN_KAFKA}, or what you export as PIPELINE_KAFKA__BOOTSTRAP_SERVERS. Then:\n")
+        shown.step(
+            f"Its broker is {_OWN_KAFKA}, or the one you export as PIPELINE_KAFKA__BOOTSTRAP_SERVERS. If another\n"
+            "worker reads the same topics there, such as the demo's, each request gets two results: `--kafka`\n"
+            "starts a broker of your own. Then:\n"
+        )
         shown.step(f"{command('topics', 'create')}\n{command('run')}\n")
     else:
         shown.step(f"{command('run')}\n\nThe topics are there: {', '.join(topics.values())}.\n")

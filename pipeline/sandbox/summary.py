@@ -21,7 +21,7 @@ _BAR = 12
 
 
 def summary(figures: Figures) -> RenderableType:
-    """What was decided, what it took, what could not be decided or processed, the account, whether it closes."""
+    """Decisions, effort, errors, dead letters, the account, and whether it closes."""
     tables = (
         ("Decisions", _decisions(figures["decisions"])),
         ("What it took", _lines(_effort(figures))),
@@ -85,37 +85,45 @@ def _effort(figures: Figures) -> Iterator[tuple[str, str]]:
     segments, logx, odp = figures["segments"], figures["logx"], figures["odp"]
     yield (
         "segments",
-        f"{_some(segments['requests'], 'request')} needed those of {_some(segments['cold_users'], 'user')} in "
-        f"{_some(segments['environments'], 'environment')}: {_some(segments['graphql_requests'], 'GraphQL request')} "
-        f"of {segments['users_per_request']:,} users each, {segments['users_looked_up']:,} in all, "
-        f"at most {segments['largest_request']:,} in one",
+        f"{_some(segments['requests'], 'request')} needed the segments of {_some(segments['cold_users'], 'user')} in "
+        f"{_some(segments['environments'], 'environment')}. The worker asked ODP for "
+        f"{_some(segments['users_looked_up'], 'user')}{_again(segments)} in "
+        f"{_some(segments['graphql_requests'], 'GraphQL request')}: {segments['users_per_request']:,} users in each, "
+        f"{segments['largest_request']:,} in the largest",
     )
     yield "cache", _cache(segments)
     yield (
         "logx",
         f"{_some(logx.get('events', 0), 'event')} in {_some(logx.get('dispatches', 0), 'dispatch', 'es')}, "
-        f"at most {logx.get('largest_batch', 0):,} in one, {_some(logx.get('largest_bytes', 0), 'byte')}",
+        f"{logx.get('largest_batch', 0):,} in the largest, {_some(logx.get('largest_bytes', 0), 'byte')} at most",
     )
     yield (
         "ODP",
         f"{_some(odp.get('events', 0), 'event')} in {_some(odp.get('event_requests', 0), 'request')}, "
-        f"at most {odp.get('largest_event_batch', 0):,} in one",
+        f"{odp.get('largest_event_batch', 0):,} in the largest",
     )
     yield (
         "throughput",
-        f"{_some(figures['sent']['decide_requests'], 'request')} answered in {figures['seconds']:,} s, "
-        f"{figures['requests_per_second']:,} a second, everything on this machine",
+        f"{_some(figures['sent']['decide_requests'], 'request')} answered in {figures['seconds']:,} s: "
+        f"{figures['requests_per_second']:,} a second from the first request sent to the last result read, while "
+        "impressions and events are delivered. Broker, stand-ins and worker share this machine",
     )
 
 
 def _cache(segments: Mapping[str, Any]) -> str:
     """After a kill there are more than requests: what was not committed is done again, with another cache."""
-    said = f"{_some(segments['cache_hits'], 'look-up')} answered from it"
+    said = f"the worker's cache answered {_some(segments['cache_hits'], 'look-up')}"
     hits_of = segments["cache_hits_of"]
     if len(hits_of) < 2:
         return said
-    each = " + ".join(f"{hits:,} by {worker}" for worker, hits in hits_of.items())
-    return f"{said}: {each}, which began with an empty one and repeated what was not committed"
+    each = " + ".join(f"{hits:,} in {worker}" for worker, hits in hits_of.items())
+    return f"{said}: {each}, whose cache began empty and which repeated the requests that were not committed"
+
+
+def _again(segments: Mapping[str, Any]) -> str:
+    """More look-ups than users: past the cache (IGNORE_CACHE), or after a kill."""
+    again = segments["users_looked_up_again"]
+    return f" ({again:,} of them again)" if again else ""
 
 
 def _some(count: int, singular: str, ending: str = "s") -> str:
@@ -151,7 +159,7 @@ def _account(figures: Figures) -> Iterator[tuple[str, str]]:
     asked, sources = sent["decide_requests"], figures["distinct_sources"]
     yield (
         "decide requests",
-        f"{asked:,} sent {_same(asked, sources)} {_some(sources, 'distinct source')}: "
+        f"{asked:,} sent {_same(asked, sources)} {sources:,} accounted for: "
         f"{requests['result']:,} decided + {requests['result with error']:,} answered with an error + "
         f"{requests['expired']:,} expired + {_some(requests['dead letter'], 'dead letter')}",
     )

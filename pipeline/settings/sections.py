@@ -124,6 +124,12 @@ class KafkaSettings(Section):
         ByteSize(2 * 1024**2),
         description="A dead letter larger than this is a pointer without the original bytes.",
     )
+    compression_type: Annotated[
+        Literal["none", "gzip", "snappy", "lz4", "zstd"], one_of("none", "gzip", "snappy", "lz4", "zstd")
+    ] = Field(
+        "zstd",
+        description="Codec of the records written. Without a plug-in, Node's kafkajs reads only `none` and `gzip`.",
+    )
     fetch_bytes: KafkaSize = Field(
         ByteSize(256 * 1024), description="Most bytes fetched from a partition at once (process, per partition)."
     )

@@ -42,6 +42,7 @@ def control(stand_ins: StandIns, service: str, document: object) -> Answered:
         ("cmab", {"rule_status": {"7001": "500"}}, "rule_status is to be statuses from 200 to 599"),
         ("cmab", {"rule_status": {"7001": 99}}, "rule_status is to be statuses from 200 to 599"),
         ("logx", {"unread": None}, "unread is to be true or false"),
+        ("odp", {"form": "quick"}, "form is to be exact or fast"),
         ("logx", {"reset": 1}, "reset is to be true or false"),
     ],
 )
@@ -69,6 +70,27 @@ def test_what_is_in_force_can_be_ordered(service: str) -> None:
         initial = running.control(service)  # type: ignore[arg-type]
         assert "latency" in initial
         assert running.control(service, **initial) == initial  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_get_lists_every_control_with_its_value_now_and_the_values_allowed(service: str) -> None:
+    with StandIns([service]) as running:  # type: ignore[list-item]
+        now = running.control(service, latency=0.25)  # type: ignore[arg-type]
+        answer = call(f"{running.address(service)}/control")  # type: ignore[arg-type]
+    assert answer.status == 200
+    assert {name: told["value"] for name, told in answer.json.items()} == {**now, "reset": False}
+    assert answer.json["latency"] == {
+        "value": 0.25, "allowed": "a whole number or a number, from 0 to 60", "meaning": "seconds before every answer",
+    }  # fmt: skip
+    assert answer.json["status"]["allowed"] == "a whole number or null, from 200 to 599"
+    assert answer.json["fail_next"]["allowed"] == "a whole number, 0 or more"
+    assert answer.json["hold_answers"]["allowed"] == answer.json["reset"]["allowed"] == "true or false"
+
+
+def test_a_datafile_is_published_at_the_address_it_is_read_from(stand_ins: StandIns) -> None:
+    url = stand_ins.cdn_url_template % "newKey"
+    assert call(url, {"revision": "8"}).status == 200
+    assert call(url).json == {"revision": "8"}
 
 
 def _raw(stand_ins: StandIns, method: str, **headers: str) -> tuple[int, bytes]:

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Coroutine, Iterator
@@ -58,7 +59,7 @@ def test_the_account_closes_and_everything_stays_up_where_it_is_asked_to(
     terminal = pipeline("demo", "--requests", "600", "--json", str(file), *where)
     said = terminal.read_until("The same with kcat")
     assert "The account closes" in said
-    assert "600 sent = 600 distinct sources" in said
+    assert "600 sent = 600 accounted for" in said
     written = orjson.loads(file.read_bytes())
     assert_figures(written)
     assert_printed_is_written(_summary(said), written)
@@ -411,3 +412,14 @@ async def test_nothing_of_it_stays_on_an_existing_broker(kafka: Broker, pipeline
         assert await of_demos() == ([], [])
     finally:
         await admin.close()
+
+
+@pytest.mark.parametrize("on_path", [True, False])
+def test_the_commands_to_try_next_are_found_by_the_shell_as_they_are_printed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, on_path: bool
+) -> None:
+    scripts = Path(sys.executable).parent
+    monkeypatch.chdir(scripts.parent)
+    monkeypatch.setenv("PATH", str(scripts if on_path else tmp_path))
+    first = demo._where_next().splitlines()[2].split()[0]
+    assert first == ("pipeline" if on_path else f"{scripts.name}/pipeline")

@@ -7,7 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from pipeline.sandbox.display import Bars, Lines
+from pipeline.sandbox.account import Account
+from pipeline.sandbox.display import Bars, Lines, Running
 from tests.sandbox.test_account import closed, of
 
 
@@ -28,10 +29,37 @@ def test_bars_show_what_is_under_way_and_steps_stay_above() -> None:
         bars.progress(account, records=9, requests=6)
         bars.summary(of(account))
     said = file.getvalue()
-    for words in ("starting [something]", "1.0/1.0 MB", "records sent", "7/9", "requests answered", "4/6", "3/3", "1/1",
+    for words in ("starting [something]", "1.0/1.0 MB", "records sent", "7/9", "requests answered", "4/6", "3/?", "1/?",
                   "killed", "The account closes"):  # fmt: skip
         assert words in said, words
     assert said.count("\x1b[?25l") == said.count("\x1b[?25h"), "the cursor is shown again"
+
+
+def test_no_part_is_above_its_whole_and_no_bar_shrinks(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, _ = _console(terminal=True)
+    account = Account()
+    running = Running(console, 2, 2)
+    shown: list[tuple[float, float | None]] = []
+
+    def look() -> None:
+        running.update(account)
+        for task in running._bars.tasks:
+            assert task.total is None or task.completed <= task.total
+        impressions = running._bars.tasks[2]
+        shown.append((impressions.completed, impressions.total))
+
+    try:
+        owed, answered = [0], [0]
+        monkeypatch.setattr(Account, "impressions_due", property(lambda _: owed[0]))
+        monkeypatch.setattr(Account, "answered", property(lambda _: answered[0]))
+        for due, done, there in ((3, 1, 2), (3, 1, 5), (9, 2, 8), (9, 3, 12)):
+            # The services may have more than the results that were read owe, and a fault more than is due.
+            owed, answered = [due], [done]
+            account.book_services({"impressions": there}, {"distinct_events": there})
+            look()
+    finally:
+        running.stop()
+    assert shown == [(2, None), (5, None), (8, 9), (9, 9)]
 
 
 def test_lines_are_few_and_complete(monkeypatch: pytest.MonkeyPatch) -> None:

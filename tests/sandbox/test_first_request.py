@@ -12,14 +12,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.sandbox.terminal import Terminal, descendants, example_for_kcat, is_java, paste_example
+from tests.sandbox.test_services import LAST, pasted
 from tests.test_readme import blocks
 
 TITLE = "Your first request"
+OWN_WORKER = "A worker of your own"
+OFFLINE = "Deciding offline"
 _SHOWN_BROKER = "127.0.0.1:9092"
 _ANSWER_SECONDS = 20
 needs_kcat = pytest.mark.skipif(shutil.which("kcat") is None, reason="kcat is not installed")
@@ -95,3 +99,65 @@ def test_kcat(pipeline: Callable[..., Terminal]) -> None:
         assert (result["requestId"], result["decisions"][0]["flagKey"]) == ("r-1", "checkout_redesign")
         printed = the_answer(pasted_until_it_answers(example_for_kcat(said)))
         assert (printed["requestId"], printed["decisions"][0]["flagKey"]) == ("my-first-request", "checkout_redesign")
+
+
+@contextmanager
+def running(script: str, environment: dict[str, str], directory: Path) -> Iterator[subprocess.Popen[str]]:
+    """The script in a shell, in a session of its own, until the test has ended."""
+    process = subprocess.Popen(
+        ["sh", "-eu"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=environment, cwd=directory, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.write(script)
+    process.stdin.close()
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> str:
+    said = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        said += line
+        if words in line:
+            return said
+    raise AssertionError(f"{words!r} was not said: {said}")
+
+
+@needs_kcat
+def test_a_worker_of_one_s_own(pipeline: Callable[..., Terminal], tmp_path: Path) -> None:
+    start, own_worker, request, controls = blocks("sh", OWN_WORKER)
+    words = start.split()
+    assert words[0] == "pipeline"
+    terminal = pipeline(*words[1:])
+    printed = pasted(terminal.read_until(LAST))
+    broker = printed["PIPELINE_KAFKA__BOOTSTRAP_SERVERS"]
+    # `pipeline` is on the path of the reader, and so is this interpreter's.
+    environment = printed | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{printed['PATH']}"}
+    (datafile,) = blocks("sh", OFFLINE)
+    subprocess.run(["sh", "-eu"], input=datafile, text=True, cwd=tmp_path, env=environment, timeout=60, check=True)
+    with running(own_worker, environment, tmp_path) as worker:
+        said = read_until(worker, "worker started")
+        assert '"etag"' in said
+        assert "shop" in said
+        assert request.count(_SHOWN_BROKER) == 2
+        result = the_answer(pasted_until_it_answers(request.replace(_SHOWN_BROKER, broker)))
+        assert (result["requestId"], result["sdkKey"]) == ("r-3", "shopExample01")
+        assert result["decisions"][0]["ruleKey"] == "checkout_test", "a user in Slovenia is in the audience"
+        told = subprocess.run(
+            ["sh", "-eu"], input=controls, capture_output=True, text=True, env=environment, timeout=60, check=True
+        )
+        # curl ends no line.
+        listed, ordered, counted = json.loads(f"[{re.sub(r'}(?={)', '},', told.stdout)}]")
+        assert listed["status"]["value"] is None
+        assert ordered["status"] == 503
+        assert counted["requests"] == counted["events"] == 0
+    assert terminal.interrupt() < 10
+    assert terminal.process.returncode == 0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from pipeline.errors import StartFailed
 from pipeline.sandbox import kafka_jars
 from pipeline.sandbox.kafka_jars import Jar, ensure_downloaded, pinned_jars
+from tests.sandbox.terminal import Terminal
 
 CONTENT = {"org.example:one:1.0": b"one" * 1000, "org.example.deep:two_2.13:2.1": b"two" * 500}
 
@@ -113,11 +116,37 @@ def test_without_jgo_it_says_what_to_do(cache: Path, monkeypatch: pytest.MonkeyP
         ensure_downloaded()
 
 
+def test_ctrl_c_during_the_download_is_one_line_at_once(
+    pipeline: Callable[..., Terminal], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for name in ("HTTPS_PROXY", "https_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setenv("M2_REPO", str(tmp_path / "none"))
+        terminal = pipeline("demo")
+        terminal.read_until("downloading Apache Kafka")
+        silent.settimeout(20)
+        with silent.accept()[0]:
+            assert terminal.interrupt(presses=2) < 5
+    assert terminal.process.returncode == 130
+    first, *rest = terminal.said.splitlines()
+    assert first.startswith("downloading Apache Kafka")
+    assert rest == ["interrupted; everything was stopped"]
+
+
 def test_several_at_once_do_not_disturb_each_other(cache: Path) -> None:
     with ThreadPoolExecutor(6) as pool:
         directories = {future.result() for future in [pool.submit(ensure_downloaded) for _ in range(6)]}
     assert len(directories) == 1
     assert [path.name for path in cache.iterdir()] == [directories.pop().name]
+
+
+def test_another_process_may_remove_its_download_while_old_ones_are_looked_for(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "glob", lambda *_: iter([cache / "download-of-another"]))
+    assert ensure_downloaded().exists()
 
 
 def test_what_a_killed_download_left_is_removed_after_a_day(cache: Path) -> None:
