@@ -32,10 +32,19 @@ from pipeline.sandbox.session import Kill, Session
 from pipeline.sandbox.traffic import Fate, Sent, decide_requests
 from pipeline.sandbox.worker import Worker
 from tests.sandbox.calls import call
-from tests.sandbox.terminal import Terminal, descendants, ended, is_java, is_stand_in, is_worker, paste_example
+from tests.sandbox.terminal import (
+    Terminal,
+    descendants,
+    ended,
+    is_java,
+    is_stand_in,
+    is_worker,
+    paste_example,
+)
 from tests.sandbox.test_account import assert_printed_is_written
 from tests.sandbox.test_stand_ins import event, visitor
 from tests.sandbox.test_stand_ins import payload as logx_payload_of
+from tests.signals import IN_THE_BACKGROUND
 from tests.support import Broker
 
 
@@ -327,8 +336,10 @@ def test_ctrl_c_in_the_middle_leaves_nothing_running(kafka: Broker, pipeline: Ca
     assert_interrupted(terminal, presses=3)
 
 
-def test_sigterm_while_the_worker_starts_is_like_ctrl_c(kafka: Broker, pipeline: Callable[..., Terminal]) -> None:
-    terminal = pipeline("demo", "--bootstrap-servers", kafka.bootstrap_servers)
+def test_sigterm_while_the_worker_starts_is_like_ctrl_c_also_in_the_background(
+    kafka: Broker, pipeline: Callable[..., Terminal]
+) -> None:
+    terminal = pipeline("demo", "--bootstrap-servers", kafka.bootstrap_servers, before=IN_THE_BACKGROUND)
     terminal.read_until("starting a worker")
     assert_interrupted(terminal, signal.SIGTERM)
 

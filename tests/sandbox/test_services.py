@@ -19,6 +19,7 @@ from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.processes import StandIns, free_port
 from pipeline.sandbox.worker import Worker
 from tests.sandbox.terminal import Terminal, descendants, is_stand_in, paste_example
+from tests.signals import IN_THE_BACKGROUND, is_ignored, signals_heard
 
 LAST = "Ctrl-C stops everything."
 
@@ -48,20 +49,21 @@ def test_a_worker_finds_everything_by_what_was_pasted(pipeline: Callable[..., Te
 
 
 def _base() -> int:
-    """The first of five ports in a row that are free now."""
+    """The first of seven ports in a row that are free now."""
     while True:
         base = free_port()
         if base > 65_000:
             continue
         # Those that could be had are closed, also where the next could not.
         with suppress(OSError), ExitStack() as sockets:
-            for place in range(5):
+            for place in range(7):
                 sockets.enter_context(socket.create_server(("127.0.0.1", base + place)))
             return base
 
 
 def test_its_ports_can_be_chosen_and_one_in_use_is_told(pipeline: Callable[..., Terminal]) -> None:
-    base = _base()
+    lower = _base()
+    base = lower + 2
     terminal = pipeline("sandbox", "--port-base", str(base))
     said = terminal.read_until(LAST)
     for place, service in enumerate(("cdn", "odp", "logx", "cmab")):
@@ -71,7 +73,7 @@ def test_its_ports_can_be_chosen_and_one_in_use_is_told(pipeline: Callable[..., 
     environment = pasted(said)
     assert "PIPELINE_KAFKA__BOOTSTRAP_SERVERS" not in environment
     assert environment["PIPELINE_LOGX__URL"] == f"http://127.0.0.1:{base + 2}/v1/events"
-    second = pipeline("sandbox", "--port-base", str(base - 2))
+    second = pipeline("sandbox", "--port-base", str(lower))
     assert second.end() == 1
     assert second.said.splitlines()[-1] == f"error: port {base} is in use: choose another --port-base"
     assert terminal.interrupt() < 5
@@ -98,7 +100,7 @@ def test_an_interrupt_while_its_directory_is_made_leaves_none(
         return made
 
     monkeypatch.setattr(tempfile, "mkdtemp", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with signals_heard(), pytest.raises(KeyboardInterrupt):
         start()
     assert list(tmp_path.iterdir()) == []
 
@@ -107,6 +109,19 @@ def test_sigterm_ends_it_like_ctrl_c(pipeline: Callable[..., Terminal]) -> None:
     terminal = pipeline("sandbox")
     terminal.read_until("starting stand-ins")
     assert terminal.interrupt(signal.SIGTERM, presses=2) < 5
+    assert terminal.process.returncode == 0
+    assert terminal.said.endswith("stopped\n")
+
+
+def test_in_the_background_of_a_script_it_ignores_ctrl_c_says_how_it_ends_and_does(
+    pipeline: Callable[..., Terminal],
+) -> None:
+    terminal = pipeline("sandbox", before=IN_THE_BACKGROUND)
+    pid = terminal.process.pid
+    terminal.read_until(f"`kill {pid}` stops everything.")
+    assert is_ignored(signal.SIGINT, pid)
+    assert not any(is_ignored(signal.SIGINT, child) for child in descendants(pid)), "whatever ignores it above them"
+    assert terminal.interrupt(signal.SIGTERM) < 10
     assert terminal.process.returncode == 0
     assert terminal.said.endswith("stopped\n")
 
