@@ -13,10 +13,6 @@ from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.processes import StandIns, free_port
 from pipeline.sandbox.worker import worker_environment
 
-PATIENCE = 60.0
-"""Seconds that a test waits for what has to come. Costs nothing when it comes early, so it is long enough for a machine
-that does much else, and shorter than pytest's time-out, which does not know the awaited condition."""
-
 
 class Broker(Protocol):
     """What the fixture `kafka` gives: a LocalKafka, or an existing one."""

@@ -18,6 +18,7 @@ from pipeline.dispatch import Batch, Dispatcher, Part
 from pipeline.errors import AccessRefused, PayloadRefused, Rejected, Unavailable, UpstreamError
 from pipeline.limits import Backoff
 from pipeline.metrics import Metrics
+from tests.patience import PATIENCE
 from tests.settled import Record, RecordingChunk, until
 
 
@@ -105,8 +106,8 @@ async def bench(
         await made.dispatcher.close()
 
 
-async def drained(made: Bench, *, seconds: float = 5) -> None:
-    async with asyncio.timeout(seconds):
+async def drained(made: Bench) -> None:
+    async with asyncio.timeout(PATIENCE):
         await made.dispatcher.drain()
 
 
@@ -395,7 +396,7 @@ async def test_drain_waits_for_what_was_there_and_not_for_what_follows() -> None
         assert not waiting.done()
         assert made.desk.gate is not None
         made.desk.gate.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await waiting
         assert (before.settled, after.settled) == (1, 0)
 
@@ -429,7 +430,7 @@ async def test_close_settles_nothing_more_and_leaves_no_timer() -> None:
         made.desk.denied.clear()
         await asyncio.sleep(0.02)
         assert chunk.settled == settled
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(PATIENCE):
             await made.dispatcher.drain()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.logs import _Repeats
+from tests.patience import PATIENCE
 
 SCRIPT = """
 import logging, sys
@@ -38,7 +39,7 @@ for attempt in range(5):
 
 
 def logged(level: str) -> list[dict[str, Any]]:
-    done = subprocess.run([sys.executable, "-c", SCRIPT, level], capture_output=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, level], capture_output=True, timeout=PATIENCE, check=True)
     assert done.stdout == b""
     return [json.loads(line) for line in done.stderr.splitlines()]
 

@@ -16,8 +16,8 @@ import pytest
 from pipeline import runtime
 from pipeline.runtime import EXIT_GAVE_UP, Fence, until_stopped
 from pipeline.sandbox.processes import Guarded, until
-from tests.signals import IN_THE_BACKGROUND, ignoring, signals_heard
-from tests.support import PATIENCE
+from tests.patience import PATIENCE
+from tests.signals import IN_THE_BACKGROUND, ignoring, is_ignored, signals_heard
 
 
 class Ended(Exception):
@@ -224,6 +224,7 @@ def test_a_worker_in_the_background_of_a_script_ignores_ctrl_c_and_ends_by_sigte
 def test_sigterm_ends_a_worker_whose_starter_ignores_it(scripts: list[Script], tmp_path: Path) -> None:
     script = run(scripts, tmp_path, STOPPED, ignoring("TERM"))
     script.wait_for("ready")
+    assert not is_ignored(signal.SIGTERM, script.process.pid)
     script.process.signal(signal.SIGTERM)
     assert script.process.wait(PATIENCE) == 0
 

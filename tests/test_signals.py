@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.sandbox.processes import Guarded
-from tests.support import PATIENCE
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 # Signals that end a process, and the one by which its parent learns of that.

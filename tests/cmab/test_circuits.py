@@ -14,6 +14,7 @@ from pipeline.cmab.circuits import Circuits
 from pipeline.limits import Backoff
 from pipeline.sandbox.processes import StandIns
 from tests.cmab.test_predictions import Opened, opened
+from tests.patience import PATIENCE
 from tests.settled import until
 
 WELL, ILL = "7001", "7002"
@@ -34,7 +35,7 @@ def open_circuit(kept: Circuits, rule: str) -> None:
 
 
 async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while not await condition():  # noqa: ASYNC110 - pauses of the client's own
             await asyncio.sleep(0.005)
 

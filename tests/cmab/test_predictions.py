@@ -23,6 +23,7 @@ from pipeline.metrics import Metrics
 from pipeline.sandbox.processes import StandIns
 from pipeline.settings import CmabSettings
 from pipeline.transport import Transport
+from tests.patience import PATIENCE
 from tests.settled import until
 
 pytestmark = pytest.mark.asyncio
@@ -143,7 +144,7 @@ async def test_it_is_remembered_for_so_long_and_for_so_many(stand_ins: StandIns)
         assert (await made.ask()).uuid != (await made.ask()).uuid
     async with opened(stand_ins, cache_timeout=0.05) as made:
         first = await made.ask()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while await made.ask() == first:  # noqa: ASYNC110 - the cache's own clock
                 await asyncio.sleep(0.01)
 
@@ -232,7 +233,7 @@ async def test_a_service_that_does_not_answer_is_asked_now_and_then_and_nobody_w
         assert made.count("cmab_requests_total", outcome="failed") == asked
         assert made.count("cmab_requests_total", outcome="held") == 200 - asked
         stand_ins.control("cmab", status=None)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while await made.ask() is None:  # noqa: ASYNC110 - a pause of the client's own
                 await asyncio.sleep(0.005)
         assert await made.ask("another") is not None
@@ -267,7 +268,7 @@ async def test_after_a_pause_one_finds_out_for_all_and_what_was_never_answered_c
         assert made.count("cmab_requests_total", outcome="failed") == 20
         asked = made.count("cmab_request_seconds_count")
         stand_ins.control("cmab", hold_answers=False, status=503)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while made.count("cmab_request_seconds_count") == asked:
                 assert await asyncio.gather(*map(made.ask, twenty)) == [None] * 20
         assert made.count("cmab_request_seconds_count") - asked < 10

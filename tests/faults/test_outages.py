@@ -13,6 +13,7 @@ from pipeline.sandbox.processes import StandIns, until
 from tests.faults.conftest import FULL, Fleet
 from tests.faults.project import FLAG
 from tests.faults.verifier import Results, Trickle, assert_one_result_each, impressions_due, members, produce, requests
+from tests.patience import PATIENCE
 from tests.support import Broker, TopicMaker, create_topics, unique_topics
 
 PARTITIONS = 4
@@ -42,7 +43,7 @@ async def test_kafka_is_away_under_load(
         worker.start()
         worker.wait_ready()
         trickle = Trickle(mortal_kafka, topics.decide_requests, users=500, rate=1000, keys=[FLAG])
-        results.read(3000, seconds=30)
+        results.read(3000, seconds=PATIENCE)
         mortal_kafka.kill()
         results.read_for(OUTAGE_SECONDS)
         assert worker.running
@@ -89,10 +90,16 @@ async def test_logx_refuses_for_longer_than_a_poll_may_take(
         produce(kafka, own.topics.decide_requests, requests(count, users=500, keys=[FLAG]))
         results.read(count, seconds=60)
         until(
-            lambda: _value(worker.metrics(), "partitions_full", "logx") == PARTITIONS, timeout=20, what="full windows"
+            lambda: _value(worker.metrics(), "partitions_full", "logx") == PARTITIONS,
+            timeout=PATIENCE,
+            what="full windows",
         )
         end = time.monotonic() + 10
-        until(lambda: members(kafka, group) != joined or time.monotonic() > end, timeout=20, what="ten quiet seconds")
+        until(
+            lambda: members(kafka, group) != joined or time.monotonic() > end,
+            timeout=PATIENCE,
+            what="ten quiet seconds",
+        )
         assert members(kafka, group) == joined
         assert _value(worker.metrics(), "rebalances_total", "logx") == 1
         assert worker.healthy

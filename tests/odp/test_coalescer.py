@@ -15,6 +15,7 @@ from pipeline.limits import Backoff
 from pipeline.odp.coalescer import GROW_AFTER, Coalescer
 from pipeline.odp.graphql import Outcome
 from pipeline.settings import OdpSettings
+from tests.patience import PATIENCE
 
 MOST = 7
 
@@ -58,7 +59,7 @@ class Service:
         asked = [Asked(f"user-{number}") for number in range(users)]
         for question in asked:
             self.coalescer.add(question)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.gather(*(question.answered for question in asked))
 
     async def wants_full_queries(self, times: int) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.sandbox.processes import until
+from tests.patience import PATIENCE
 from tests.signals import is_ignored
-from tests.support import PATIENCE
 
 _BETWEEN_PRESSES = 0.15
 

@@ -31,6 +31,7 @@ from pipeline.sandbox.processes import ANOTHER_DISK, StandIns, until
 from pipeline.sandbox.session import Kill, Session
 from pipeline.sandbox.traffic import Fate, Sent, decide_requests
 from pipeline.sandbox.worker import Worker
+from tests.patience import PATIENCE
 from tests.sandbox.calls import call
 from tests.sandbox.terminal import (
     Terminal,
@@ -75,7 +76,7 @@ def test_the_account_closes_and_everything_stays_up_where_it_is_asked_to(
     assert f"  bootstrap servers  {kafka.bootstrap_servers}\n" in said
     url = re.search(r"http://127\.0\.0\.1:\d+/metrics", said)
     assert url is not None
-    with urllib.request.urlopen(url[0], timeout=5) as answer:
+    with urllib.request.urlopen(url[0], timeout=PATIENCE) as answer:
         assert b"decision_pipeline_decide_requests_total" in answer.read()
     assert paste_example(said)["decisions"][0]["flagKey"] == "checkout_redesign"
     assert terminal.interrupt() < 10
@@ -276,7 +277,7 @@ async def test_an_interrupt_does_not_wait_for_a_worker_that_will_not_stop(stand_
     arguments = ("-n1", "-r1", "-s", deaf, "time.sleep(60)")
     worker = Worker(dict(os.environ), log=tmp_path / "log", module="timeit", arguments=arguments)
     worker.start()
-    until(lambda: worker.log_tail() == "deaf", timeout=10, what="its deafness")
+    until(lambda: worker.log_tail() == "deaf", timeout=PATIENCE, what="its deafness")
     shown: Display
     with display() as shown:
         ending = asyncio.create_task(Session(Parts("", None, stand_ins, {}, worker), Account(), shown).end())
@@ -285,7 +286,7 @@ async def test_an_interrupt_does_not_wait_for_a_worker_that_will_not_stop(stand_
         ending.cancel()
         with pytest.raises(asyncio.CancelledError):
             await ending
-    assert worker.wait(5) == 128 + signal.SIGKILL
+    assert worker.wait(PATIENCE) == 128 + signal.SIGKILL
 
 
 @pytest.mark.asyncio
@@ -350,7 +351,7 @@ def test_killed_while_kafka_makes_its_data_directory_it_leaves_nothing(
     terminal = pipeline("demo")
     terminal.read_until("starting Apache Kafka")
     pid = terminal.process.pid
-    until(lambda: any(map(is_java, descendants(pid))), timeout=10, what="java", interval=0.005)
+    until(lambda: any(map(is_java, descendants(pid))), timeout=PATIENCE, what="java", interval=0.005)
     assert [path.name.startswith("decision-pipeline-kafka-") for path in own_temporary_directory.iterdir()] == [True]
     children = descendants(pid)
     os.kill(pid, signal.SIGKILL)

@@ -8,8 +8,8 @@ import textwrap
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.signals import IN_THE_BACKGROUND, ignoring
-from tests.support import PATIENCE
 
 HEAD = """
     import asyncio, signal

@@ -14,6 +14,7 @@ import pytest
 from pipeline.errors import StartFailed
 from pipeline.sandbox import kafka_jars
 from pipeline.sandbox.kafka_jars import Jar, ensure_downloaded, pinned_jars
+from tests.patience import PATIENCE
 
 CONTENT = {"org.example:one:1.0": b"one" * 1000, "org.example.deep:two_2.13:2.1": b"two" * 500}
 
@@ -123,7 +124,7 @@ def test_several_at_once_do_not_disturb_each_other(cache: Path) -> None:
 def test_what_a_killed_download_left_is_removed_after_a_day(cache: Path) -> None:
     for name, age in (("download-old", 2 * 86_400), ("download-new", 60)):
         (cache / name).mkdir(parents=True)
-        subprocess.run(["touch", "-d", f"{age} seconds ago", str(cache / name)], check=True, timeout=10)
+        subprocess.run(["touch", "-d", f"{age} seconds ago", str(cache / name)], check=True, timeout=PATIENCE)
     ensure_downloaded()
     assert not (cache / "download-old").exists()
     assert (cache / "download-new").exists()

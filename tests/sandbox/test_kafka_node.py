@@ -19,6 +19,7 @@ from pipeline.errors import StartFailed
 from pipeline.sandbox import kafka as kafka_module
 from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.processes import free_port, until
+from tests.patience import PATIENCE
 from tests.support import Broker, TopicMaker, add_listener_with_password
 
 
@@ -41,7 +42,7 @@ async def _read(bootstrap_servers: str, topic: str, count: int) -> list[tuple[by
     await consumer.start()
     try:
         consumer.assign([TopicPartition(topic, 0)])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             records = [await consumer.getone() for _ in range(count)]
     finally:
         await consumer.stop()
@@ -113,8 +114,8 @@ def test_a_broker_dies_with_its_starter_and_leaves_no_data(tmp_path: Path) -> No
         os.kill(int(pid), 0)
         assert Path(home).is_dir()
         starter.send_signal(signal.SIGKILL)
-    until(lambda: not Path(f"/proc/{pid}").exists(), timeout=10, what="the end of the broker")
-    until(lambda: not Path(home).exists(), timeout=10, what="the removal of its data")
+    until(lambda: not Path(f"/proc/{pid}").exists(), timeout=PATIENCE, what="the end of the broker")
+    until(lambda: not Path(home).exists(), timeout=PATIENCE, what="the removal of its data")
 
 
 def test_a_broker_that_cannot_start_says_why() -> None:

@@ -18,6 +18,7 @@ from pipeline.errors import StartFailed
 from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.processes import StandIns, free_port
 from pipeline.sandbox.worker import Worker
+from tests.patience import PATIENCE
 from tests.sandbox.terminal import Terminal, descendants, is_stand_in, paste_example
 from tests.signals import IN_THE_BACKGROUND, is_ignored, signals_heard
 
@@ -28,7 +29,9 @@ def pasted(said: str) -> dict[str, str]:
     """The environment of a shell that the lines of export were pasted into."""
     lines = "\n".join(line for line in said.splitlines() if line.startswith("export "))
     given = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_")}
-    shell = subprocess.run(["bash", "-c", f"{lines}\nenv -0"], env=given, capture_output=True, timeout=10, check=True)
+    shell = subprocess.run(
+        ["bash", "-c", f"{lines}\nenv -0"], env=given, capture_output=True, timeout=PATIENCE, check=True
+    )
     return dict(line.split("=", 1) for line in shell.stdout.decode().split("\0") if line)
 
 
@@ -68,7 +71,7 @@ def test_its_ports_can_be_chosen_and_one_in_use_is_told(pipeline: Callable[..., 
     said = terminal.read_until(LAST)
     for place, service in enumerate(("cdn", "odp", "logx", "cmab")):
         assert f"  {service:<5} http://127.0.0.1:{base + place}\n" in said
-        with urllib.request.urlopen(f"http://127.0.0.1:{base + place}/ledger", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{base + place}/ledger", timeout=PATIENCE) as answer:
             assert answer.status == 200
     environment = pasted(said)
     assert "PIPELINE_KAFKA__BOOTSTRAP_SERVERS" not in environment
@@ -118,7 +121,7 @@ def test_in_the_background_of_a_script_it_ignores_ctrl_c_says_how_it_ends_and_do
 ) -> None:
     terminal = pipeline("sandbox", before=IN_THE_BACKGROUND)
     pid = terminal.process.pid
-    terminal.read_until(f"`kill {pid}` stops everything.")
+    assert terminal.read_until(" stops everything.").endswith(f"\n`kill {pid}` stops everything.\n")
     assert is_ignored(signal.SIGINT, pid)
     assert not any(is_ignored(signal.SIGINT, child) for child in descendants(pid)), "whatever ignores it above them"
     assert terminal.interrupt(signal.SIGTERM) < 10
