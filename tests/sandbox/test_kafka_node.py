@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -143,5 +144,9 @@ def test_java_home_is_used_where_no_wheel_exists(monkeypatch: pytest.MonkeyPatch
     assert kafka_module.java_command() == str(java)
 
 
-def test_free_ports_differ() -> None:
-    assert free_port() != free_port()
+def test_a_free_port_is_for_a_server_that_asks_for_it_and_for_nobody_else() -> None:
+    port = free_port()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    with socket.create_server(("127.0.0.1", port)):
+        assert free_port() != port
