@@ -96,7 +96,7 @@ async def bench(
     desk: Desk | None = None,
     max_events: int = 100,
     max_bytes: int = 10_000,
-    linger: float = 60,
+    linger: float = 10 * PATIENCE,
     max_in_flight: int = 4,
 ) -> AsyncIterator[Bench]:
     made = Bench(desk or Desk(), max_events=max_events, max_bytes=max_bytes, linger=linger, max_in_flight=max_in_flight)

@@ -18,11 +18,11 @@ from tests.patience import PATIENCE
 from tests.settled import until
 
 WELL, ILL = "7001", "7002"
-LONG = Backoff(0.01, 60.0)
+LONG = Backoff(0.01, 10 * PATIENCE)
 """Pauses are short; one that finds out and tells nobody is overdue only after the test."""
 
 
-NEVER = Backoff(60.0, 60.0)
+NEVER = Backoff(10 * PATIENCE, 10 * PATIENCE)
 
 
 def circuits_of(backoff: Backoff, *, overdue: float = 60.0, most_probes: int = 10) -> Circuits:

@@ -108,7 +108,7 @@ def test_a_second_sigterm_ends_the_process_at_once(own: Callable[..., Own], stan
 # Starts that fail
 
 
-def message_of(worker: Worker, *, status: int = 1, seconds: float = PATIENCE) -> str:
+def message_of(worker: Worker, *, status: int = 1, seconds: float = 30) -> str:
     """What a start that fails says: its last line, JSON as every other, and no traceback."""
     worker.start()
     assert worker.wait(seconds) == status

@@ -119,7 +119,7 @@ async def test_no_more_is_taken_while_results_wait_for_kafka_and_each_answer_of_
     await produce(kafka, own.decide_requests, numbered(400))
     large = Large()
     # No heartbeat comes between, which would have the member look again as well.
-    rare = {"session_timeout": 90, "heartbeat_interval": 25}
+    rare = {"session_timeout": 9 * PATIENCE, "heartbeat_interval": 3 * PATIENCE}
     settings = kafka_settings(kafka, group_id=own.decide_requests, chunk_records=10, **rare)
     async with member(settings, own, lambda _: large) as one:
         await until(lambda: large.taken == 400)
@@ -379,7 +379,7 @@ async def test_a_stop_and_a_hook_that_give_partitions_back_at_once_end_both_and_
             await asyncio.sleep(0)
         assert not any(task.done() for task in both), "what was handed to Kafka is waited for"
         gate.open()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(10):
             await asyncio.gather(*both)
         assert not one.consumer.partitions
         offsets = await committed(one.admin, f"{settings.group_id}.decide", own, 2)
