@@ -12,8 +12,8 @@ import pytest_asyncio
 
 from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.processes import StandIns
+from tests.processes import hear_signals_in_children
 from tests.redis_server import RedisServer
-from tests.signals import hear_signals_in_children
 from tests.support import Broker, ExistingKafka, TopicMaker, Topics, create_topics, delete_topics, unique_topics
 
 

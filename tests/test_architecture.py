@@ -145,7 +145,7 @@ def changes_of_signals(tree: ast.AST) -> list[int]:
 
 def test_nothing_but_one_module_decides_which_signals_tests_hear() -> None:
     # In all others a start is like any other: whatever ignores or blocks signals above the tests, the child hears them.
-    own = TESTS / "signals.py"
+    own = TESTS / "processes.py"
     processes = TESTS / "benchmarks" / "contenders"  # programs of their own, each the whole of a process
     found = {
         path: changes_of_signals(ast.parse(text))

@@ -17,7 +17,7 @@ from pipeline import runtime
 from pipeline.runtime import EXIT_GAVE_UP, Fence, until_stopped
 from pipeline.sandbox.processes import Guarded, until
 from tests.patience import PATIENCE
-from tests.signals import IN_THE_BACKGROUND, ignoring, is_ignored, signals_heard
+from tests.processes import IN_THE_BACKGROUND, ignoring, is_ignored, signals_heard
 
 
 class Ended(Exception):

@@ -16,6 +16,7 @@ import pytest
 
 from pipeline.sandbox.processes import until
 from tests.patience import PATIENCE
+from tests.processes import is_running
 
 ROOT = Path(__file__).parents[1]
 TOTAL = len(re.findall(r"^[a-z0-9].*==", (ROOT / "requirements-demo.lock").read_text("utf-8"), re.MULTILINE))
@@ -112,16 +113,8 @@ def test_a_set_up_that_is_ended_leaves_no_pip_behind(tmp_path: Path) -> None:
         until(pid.exists, timeout=PATIENCE, what="pip")
         number = int(pid.read_text())
         assert made.terminate() == 143
-        until(lambda: not alive(number), timeout=PATIENCE, what="the end of pip")
+        until(lambda: not is_running(number), timeout=PATIENCE, what="the end of pip")
     assert not (tmp_path / "venv" / ".installed-demo").exists()
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize(("level", "megabytes"), [("demo", 60), ("dev", 140)])

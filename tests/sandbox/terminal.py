@@ -11,12 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pipeline.sandbox.processes import until
 from tests.patience import PATIENCE
-from tests.signals import is_ignored
+from tests.processes import descendants, is_ignored, is_running, words_of
 
 _BETWEEN_PRESSES = 0.15
 
@@ -87,36 +86,21 @@ class Terminal:
 
 
 def ended(children: list[int]) -> None:
-    """Wait until none of the processes is there any more."""
-    until(
-        lambda: not any(Path(f"/proc/{pid}").exists() for pid in children),
-        timeout=PATIENCE,
-        what="the end of all children",
-    )
-
-
-def descendants(pid: int) -> list[int]:
-    found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found += [int(child), *descendants(int(child))]
-    return found
+    """Wait until none of the processes runs any more."""
+    until(lambda: not any(map(is_running, children)), timeout=PATIENCE, what="the end of all children")
 
 
 def is_stand_in(pid: int, service: str) -> bool:
     """Whether the process is the stand-in itself, and not its guard."""
-    return _words(pid)[1:3] == ["-m", f"pipeline.sandbox.{service}"]
+    return words_of(pid)[1:3] == ["-m", f"pipeline.sandbox.{service}"]
 
 
 def is_worker(pid: int) -> bool:
-    return _words(pid)[1:4] == ["-m", "pipeline", "run"]
+    return words_of(pid)[1:4] == ["-m", "pipeline", "run"]
 
 
 def is_java(pid: int) -> bool:
-    return _words(pid)[0].endswith("/java")
-
-
-def _words(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return any(word.endswith("/java") for word in words_of(pid)[:1])
 
 
 def paste_example(said: str) -> dict[str, Any]:

@@ -32,10 +32,10 @@ from pipeline.sandbox.session import Kill, Session
 from pipeline.sandbox.traffic import Fate, Sent, decide_requests
 from pipeline.sandbox.worker import Worker
 from tests.patience import PATIENCE
+from tests.processes import IN_THE_BACKGROUND, descendants
 from tests.sandbox.calls import call
 from tests.sandbox.terminal import (
     Terminal,
-    descendants,
     ended,
     is_java,
     is_stand_in,
@@ -45,7 +45,6 @@ from tests.sandbox.terminal import (
 from tests.sandbox.test_account import assert_printed_is_written
 from tests.sandbox.test_stand_ins import event, visitor
 from tests.sandbox.test_stand_ins import payload as logx_payload_of
-from tests.signals import IN_THE_BACKGROUND
 from tests.support import Broker
 
 

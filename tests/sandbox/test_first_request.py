@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from tests.patience import PATIENCE
-from tests.sandbox.terminal import Terminal, descendants, example_for_kcat, is_java, paste_example
+from tests.processes import descendants
+from tests.sandbox.terminal import Terminal, example_for_kcat, is_java, paste_example
 from tests.test_readme import blocks
 
 TITLE = "Your first request"

@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 from tests.patience import PATIENCE
-from tests.signals import IN_THE_BACKGROUND, ignoring
+from tests.processes import IN_THE_BACKGROUND, ignoring
 
 HEAD = """
     import asyncio, signal

@@ -21,6 +21,7 @@ from pipeline.sandbox import kafka as kafka_module
 from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.processes import free_port, until
 from tests.patience import PATIENCE
+from tests.processes import is_running
 from tests.support import Broker, TopicMaker, add_listener_with_password
 
 
@@ -115,7 +116,7 @@ def test_a_broker_dies_with_its_starter_and_leaves_no_data(tmp_path: Path) -> No
         os.kill(int(pid), 0)
         assert Path(home).is_dir()
         starter.send_signal(signal.SIGKILL)
-    until(lambda: not Path(f"/proc/{pid}").exists(), timeout=PATIENCE, what="the end of the broker")
+    until(lambda: not is_running(int(pid)), timeout=PATIENCE, what="the end of the broker")
     until(lambda: not Path(home).exists(), timeout=PATIENCE, what="the removal of its data")
 
 

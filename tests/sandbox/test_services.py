@@ -19,8 +19,8 @@ from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.processes import StandIns, free_port
 from pipeline.sandbox.worker import Worker
 from tests.patience import PATIENCE
-from tests.sandbox.terminal import Terminal, descendants, is_stand_in, paste_example
-from tests.signals import IN_THE_BACKGROUND, is_ignored, signals_heard
+from tests.processes import IN_THE_BACKGROUND, descendants, is_ignored, signals_heard
+from tests.sandbox.terminal import Terminal, is_stand_in, paste_example
 
 LAST = "Ctrl-C stops everything."
 

@@ -19,6 +19,7 @@ from pipeline.sandbox import processes
 from pipeline.sandbox import project_data as data
 from pipeline.sandbox.processes import SERVICES, Guarded, StandIns, free_port, until
 from tests.patience import PATIENCE
+from tests.processes import is_running
 from tests.sandbox.calls import Answered, call
 
 
@@ -387,16 +388,8 @@ def test_stand_ins_die_with_their_starter() -> None:
         *pids, directory = starter.stdout.readline().split()
         assert len(pids) == len(SERVICES)
         starter.send_signal(signal.SIGKILL)
-    until(lambda: not any(_exists(int(pid)) for pid in pids), timeout=PATIENCE, what="the end of the stand-ins")
+    until(lambda: not any(is_running(int(pid)) for pid in pids), timeout=PATIENCE, what="the end of the stand-ins")
     until(lambda: not Path(directory).exists(), timeout=PATIENCE, what="the removal of their logs")
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_a_command_that_cannot_be_run_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

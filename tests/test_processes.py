@@ -1,4 +1,4 @@
-"""A process that a test starts hears signals, also where whoever runs the tests ignores or blocks some."""
+"""A process that a test starts hears signals, also where whoever runs the tests ignores some; its end is seen."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.sandbox.processes import Guarded
+from pipeline.sandbox.processes import Guarded, until
 from tests.patience import PATIENCE
+from tests.processes import descendants, is_running, words_of
 
 ROOT = Path(__file__).parents[1]
 # Signals that end a process, and the one by which its parent learns of that.
@@ -83,7 +84,7 @@ def test_it_does_where_the_tests_are_run_by_something_deaf() -> None:
 def test_a_guarded_command_hears_signals_whatever_its_starter_does(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
-from pipeline.sandbox.processes import Guarded
+from pipeline.sandbox.processes import Guarded, until
 process = Guarded(["sh", "-c", {TELL!r}], log=Path({str(tmp_path / "log")!r}))
 process.wait({PATIENCE})
 print(process.log_tail())
@@ -98,7 +99,7 @@ print(process.log_tail())
 def test_what_ignored_a_signal_goes_on_ignoring_it() -> None:
     program = """
 import signal
-from tests.signals import hear_signals_in_children, signals_heard
+from tests.processes import hear_signals_in_children, signals_heard
 hear_signals_in_children()
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
     signal.raise_signal(number)
@@ -114,3 +115,12 @@ signal.raise_signal(signal.SIGINT)
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=ROOT,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "heard\n", "")
+
+
+def test_one_that_has_ended_does_not_run_also_where_nobody_has_asked_for_its_end() -> None:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        assert is_running(process.pid)
+        assert (descendants(os.getpid()).count(process.pid), words_of(process.pid)) == (1, ["sleep", "600"])
+        process.kill()
+        until(lambda: not is_running(process.pid), timeout=PATIENCE, what="its end")
+    assert (is_running(process.pid), descendants(process.pid), words_of(process.pid)) == (False, [], [])
