@@ -28,7 +28,6 @@ def mortal_kafka() -> Iterator[LocalKafka]:
 
 
 @pytest.mark.asyncio
-@pytest.mark.timeout(300)
 async def test_kafka_is_away_under_load(
     mortal_kafka: LocalKafka, stand_ins: StandIns, fleet: Callable[..., Fleet]
 ) -> None:
@@ -70,7 +69,6 @@ async def test_kafka_is_away_under_load(
 
 
 @pytest.mark.asyncio
-@pytest.mark.timeout(200)
 async def test_logx_refuses_for_longer_than_a_poll_may_take(
     kafka: Broker, topics: TopicMaker, stand_ins: StandIns, fleet: Callable[..., Fleet]
 ) -> None:

@@ -45,8 +45,7 @@ class Terminal:
         return self.process.wait(PATIENCE)
 
     def read_until(self, words: str) -> str:
-        deadline = time.monotonic() + PATIENCE
-        while line := self._line(deadline, repr(words)):
+        while line := self._line(repr(words)):
             self.said += line
             if words in line:
                 return self.said
@@ -69,15 +68,14 @@ class Terminal:
         return took
 
     def _read_all(self, what: str) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while line := self._line(deadline, what):
+        while line := self._line(what):
             self.said += line
 
-    def _line(self, deadline: float, what: str) -> str:
-        """The next line of its output, with its end; empty at the end of the output."""
+    def _line(self, what: str) -> str:
+        """The next line of its output, with its end; empty at the end of the output. Fails after a long silence."""
         while b"\n" not in self._unread:
-            ready = select.select([self._output], [], [], max(0.0, deadline - time.monotonic()))[0]
-            assert ready, f"{what}: not within {PATIENCE:g} s; so far it said: {self.said}{self._unread.decode()}"
+            ready = select.select([self._output], [], [], PATIENCE)[0]
+            assert ready, f"{what}: not said in {PATIENCE:g} s of silence after: {self.said}{self._unread.decode()}"
             if not (part := os.read(self._output.fileno(), 65536)):
                 break
             self._unread += part
