@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.sandbox.processes import Guarded, until
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, stretched
 from tests.processes import descendants, is_running, words_of
 
 ROOT = Path(__file__).parents[1]
@@ -84,7 +84,7 @@ def test_it_does_where_the_tests_are_run_by_something_deaf() -> None:
 def test_a_guarded_command_hears_signals_whatever_its_starter_does(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
-from pipeline.sandbox.processes import Guarded, until
+from pipeline.sandbox.processes import Guarded
 process = Guarded(["sh", "-c", {TELL!r}], log=Path({str(tmp_path / "log")!r}))
 process.wait({PATIENCE})
 print(process.log_tail())
@@ -124,3 +124,10 @@ def test_one_that_has_ended_does_not_run_also_where_nobody_has_asked_for_its_end
         process.kill()
         until(lambda: not is_running(process.pid), timeout=PATIENCE, what="its end")
     assert (is_running(process.pid), descendants(process.pid), words_of(process.pid)) == (False, [], [])
+
+
+def test_seconds_are_stretched_by_no_more_than_the_machine_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for load, seconds in ((0.1, 3.0), (2.0, 3.0), (8.0, 12.0)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        assert stretched(3) == seconds

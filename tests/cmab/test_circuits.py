@@ -14,7 +14,7 @@ from pipeline.cmab.circuits import Circuits
 from pipeline.limits import Backoff
 from pipeline.sandbox.processes import StandIns
 from tests.cmab.test_predictions import Opened, opened
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, stretched
 from tests.settled import until
 
 WELL, ILL = "7001", "7002"
@@ -146,7 +146,7 @@ async def test_who_is_held_waits_for_no_slot(stand_ins: StandIns) -> None:
         stand_ins.control("cmab", hold_answers=True)
         slow = asyncio.ensure_future(made.ask("slow", WELL))
         await until(lambda: stand_ins.ledger("cmab")["requests"] == 6)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(stretched(5)):
             assert await made.ask("another", ILL) == {ILL: None}
         stand_ins.control("cmab", hold_answers=False)
         assert (await slow)[WELL] is not None

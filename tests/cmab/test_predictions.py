@@ -23,7 +23,7 @@ from pipeline.metrics import Metrics
 from pipeline.sandbox.processes import StandIns
 from pipeline.settings import CmabSettings
 from pipeline.transport import Transport
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, stretched
 from tests.settled import until
 
 pytestmark = pytest.mark.asyncio
@@ -246,7 +246,7 @@ async def test_a_silent_service_holds_up_a_full_chunk_for_one_deadline(stand_ins
     stand_ins.control("cmab", hold_answers=True)
     settings: dict[str, Any] = {"fetch_deadline": 0.5, "request_timeout": 10, "max_in_flight": 4}
     async with opened(stand_ins, **settings) as made:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(stretched(3)):
             assert await asyncio.gather(*(made.ask(f"user {number}") for number in range(500))) == [None] * 500
             assert await asyncio.gather(*(made.ask(f"late {number}") for number in range(500))) == [None] * 500
         stand_ins.control("cmab", hold_answers=False)
@@ -330,7 +330,7 @@ async def test_who_waits_to_try_again_leaves_the_slot_to_others(stand_ins: Stand
     async with opened(stand_ins, backoff=Backoff(60, 60), **settings) as made:
         waiting = asyncio.ensure_future(made.ask("ann"))
         await until(lambda: made.count("cmab_request_seconds_count") == 1)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(stretched(5)):
             assert await made.ask("bob") is not None
         assert not waiting.done()
         await made.predictions.close()
@@ -434,11 +434,11 @@ async def test_the_first_prediction_is_read_as_the_sdk_reads_it(
 async def test_nobody_waits_beyond_the_deadline(stand_ins: StandIns) -> None:
     stand_ins.control("cmab", hold_answers=True)
     async with opened(stand_ins, request_timeout=0.1, retries=1) as made:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(stretched(2)):
             assert await made.ask() is None
         # What the service asks for is not waited for longer than a request.
         stand_ins.control("cmab", hold_answers=False, fail_next=1, fail_status=429, retry_after=60)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(stretched(2)):
             assert await made.ask("bob") is not None
 
 

@@ -13,7 +13,7 @@ from pipeline.sandbox.worker import Worker
 from tests.flows.conftest import PARTITIONS, Own, metric
 from tests.flows.project import FLAGS
 from tests.flows.wire import Outgoing, Reader, keyed
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, stretched
 from tests.support import add_partitions, unique_topics
 
 ON = FLAGS[0]
@@ -101,17 +101,17 @@ def test_a_second_sigterm_ends_the_process_at_once(own: Callable[..., Own], stan
     worker.signal(signal.SIGTERM)
     until(lambda: '"stopping"' in worker.log_tail(), timeout=PATIENCE, what="the stop")
     worker.signal(signal.SIGTERM)
-    assert worker.wait(10) == 70
+    assert worker.wait(stretched(3)) == 70
     assert "a second SIGTERM came during the stop" in worker.log_tail()
 
 
 # Starts that fail
 
 
-def message_of(worker: Worker, *, status: int = 1, seconds: float = 30) -> str:
+def message_of(worker: Worker, *, status: int = 1, seconds: float | None = None) -> str:
     """What a start that fails says: its last line, JSON as every other, and no traceback."""
     worker.start()
-    assert worker.wait(seconds) == status
+    assert worker.wait(stretched(20) if seconds is None else seconds) == status
     lines = [json.loads(line) for line in worker.log.read_text().splitlines()]
     assert not any("exception" in line for line in lines)
     told = [line for line in lines if line["logger"] == "pipeline.run"]
@@ -132,7 +132,9 @@ def test_missing_topics_are_named_with_the_command_that_makes_them(own: Callable
 def test_a_broker_that_cannot_be_reached_is_named_within_the_start_timeout(own: Callable[..., Own]) -> None:
     one = own()
     worker = one.worker(KAFKA__BOOTSTRAP_SERVERS=f"127.0.0.1:{free_port()}", KAFKA__START_TIMEOUT="2")
-    assert "no broker can be reached: check PIPELINE_KAFKA__BOOTSTRAP_SERVERS" in message_of(worker, seconds=10)
+    assert "no broker can be reached: check PIPELINE_KAFKA__BOOTSTRAP_SERVERS" in message_of(
+        worker, seconds=stretched(10)
+    )
 
 
 def test_an_operations_port_in_use_is_named_with_the_setting(own: Callable[..., Own]) -> None:

@@ -29,7 +29,7 @@ from tests.kafka.member import (
     read,
     sources,
 )
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, stretched
 from tests.settled import until
 from tests.support import Broker, TopicMaker, Topics
 
@@ -379,7 +379,7 @@ async def test_a_stop_and_a_hook_that_give_partitions_back_at_once_end_both_and_
             await asyncio.sleep(0)
         assert not any(task.done() for task in both), "what was handed to Kafka is waited for"
         gate.open()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(stretched(10)):
             await asyncio.gather(*both)
         assert not one.consumer.partitions
         offsets = await committed(one.admin, f"{settings.group_id}.decide", own, 2)

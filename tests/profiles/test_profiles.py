@@ -22,7 +22,7 @@ from pipeline.profiles import Profile, make_profiles, shared
 from pipeline.profiles.memory import MemoryProfiles
 from pipeline.profiles.shared import RedisProfiles
 from pipeline.settings import ProfilesSettings
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, stretched
 from tests.redis_server import RedisServer
 from tests.settled import until
 
@@ -148,7 +148,7 @@ async def test_while_redis_is_away_nobody_waits_for_long_and_it_is_used_again_wh
         await made.profiles.save([("ann", {"1": "a"})])
         redis.hold() if how == "held" else redis.stop()
         try:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(stretched(2)):
                 assert await made.profiles.lookup(["ann", "bob"]) == [None, None]
                 # Right after it nothing is asked for: the next hundred do not wait at all.
                 assert [await made.one("ann") for _ in range(100)] == [None] * 100
@@ -254,7 +254,7 @@ async def test_one_who_gives_up_takes_the_answer_from_nobody(redis: RedisServer,
             impatient.cancel()
             if answered:
                 redis.go_on()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(stretched(5)):
                 assert await patient == ({} if answered else None)
         finally:
             redis.go_on()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.sandbox.processes import until
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, stretched
 from tests.processes import descendants, is_ignored, is_running, words_of
 
 _BETWEEN_PRESSES = 0.15
@@ -53,7 +53,9 @@ class Terminal:
 
     def interrupt(self, number: int = signal.SIGINT, *, presses: int = 1) -> float:
         """Ctrl-C, or another signal, which reaches the whole group of processes; the seconds until its end."""
-        assert not is_ignored(number, self.process.pid), f"the command does not hear {signal.Signals(number).name}"
+        # While it starts a process of its own, all signals are blocked for a moment.
+        heard = f"a command that hears {signal.Signals(number).name}"
+        until(lambda: not is_ignored(number, self.process.pid), timeout=stretched(1), what=heard)
         children = descendants(self.process.pid)
         interrupted = time.monotonic()
         for _ in range(presses):

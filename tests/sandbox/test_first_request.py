@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, stretched
 from tests.processes import descendants
 from tests.sandbox.terminal import Terminal, example_for_kcat, is_java, paste_example
 from tests.test_readme import blocks
@@ -38,7 +38,7 @@ def staying_up(pipeline: Callable[..., Terminal]) -> Iterator[tuple[str, str, Te
     assert found is not None
     yield said, found[1], terminal
     if terminal.process.poll() is None:
-        assert terminal.interrupt() < 10
+        assert terminal.interrupt() < stretched(10)
         assert terminal.process.returncode == 0
 
 

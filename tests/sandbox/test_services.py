@@ -18,7 +18,7 @@ from pipeline.errors import StartFailed
 from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.processes import StandIns, free_port
 from pipeline.sandbox.worker import Worker
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, stretched
 from tests.processes import IN_THE_BACKGROUND, descendants, is_ignored, signals_heard
 from tests.sandbox.terminal import Terminal, is_stand_in, paste_example
 
@@ -46,7 +46,7 @@ def test_a_worker_finds_everything_by_what_was_pasted(pipeline: Callable[..., Te
     finally:
         assert worker.stop() == 0
     assert answer["decisions"][0]["ruleKey"] == "checkout_loyal", "user-00042 is a loyal customer"
-    assert terminal.interrupt() < 10
+    assert terminal.interrupt() < stretched(10)
     assert terminal.process.returncode == 0
     assert terminal.said.endswith("stopped\n")
 
@@ -79,7 +79,7 @@ def test_its_ports_can_be_chosen_and_one_in_use_is_told(pipeline: Callable[..., 
     second = pipeline("sandbox", "--port-base", str(lower))
     assert second.end() == 1
     assert second.said.splitlines()[-1] == f"error: port {base} is in use: choose another --port-base"
-    assert terminal.interrupt() < 5
+    assert terminal.interrupt() < stretched(5)
 
 
 def test_without_a_place_for_temporary_files_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_an_interrupt_while_its_directory_is_made_leaves_none(
 def test_sigterm_ends_it_like_ctrl_c(pipeline: Callable[..., Terminal]) -> None:
     terminal = pipeline("sandbox")
     terminal.read_until("starting stand-ins")
-    assert terminal.interrupt(signal.SIGTERM, presses=2) < 5
+    assert terminal.interrupt(signal.SIGTERM, presses=2) < stretched(5)
     assert terminal.process.returncode == 0
     assert terminal.said.endswith("stopped\n")
 
@@ -124,7 +124,7 @@ def test_in_the_background_of_a_script_it_ignores_ctrl_c_says_how_it_ends_and_do
     assert terminal.read_until(" stops everything.").endswith(f"\n`kill {pid}` stops everything.\n")
     assert is_ignored(signal.SIGINT, pid)
     assert not any(is_ignored(signal.SIGINT, child) for child in descendants(pid)), "whatever ignores it above them"
-    assert terminal.interrupt(signal.SIGTERM) < 10
+    assert terminal.interrupt(signal.SIGTERM) < stretched(10)
     assert terminal.process.returncode == 0
     assert terminal.said.endswith("stopped\n")
 
