@@ -101,7 +101,10 @@ def _unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
 
 
 async def until_stopped(work: Awaitable[None]) -> bool:
-    """Run `work` until it is done or SIGTERM or SIGINT comes; True if it was a signal. A second signal ends at once."""
+    """Run `work` until it is done or SIGTERM or SIGINT comes; True if it was a signal. A second signal ends at once.
+
+    An ignored SIGINT stays ignored: Ctrl-C is not meant for a worker that a script started in the background.
+    """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
@@ -111,8 +114,9 @@ async def until_stopped(work: Awaitable[None]) -> bool:
         log.info("stopping", signal=signal.Signals(number).name)
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked, number)
+    loop.add_signal_handler(signal.SIGTERM, asked, signal.SIGTERM)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGINT, asked, signal.SIGINT)
     running = asyncio.ensure_future(work)
     stopped = asyncio.ensure_future(stop.wait())
     await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)

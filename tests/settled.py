@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import Rejected
 from pipeline.messages.delivery import Delivery, Headers, Result
+from tests.patience import PATIENCE
 
 
 @dataclass(slots=True, eq=False)
@@ -50,8 +51,8 @@ class RecordingChunk:
         raise AssertionError("no further settlement was expected")
 
 
-async def until(condition: Callable[[], object], *, seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], object]) -> None:
     """Wait until the condition holds; fail if that takes too long."""
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110 - what is waited for is out of reach of an event
             await asyncio.sleep(0.001)

@@ -131,6 +131,31 @@ def test_no_test_waits_by_the_clock() -> None:
     assert found == []
 
 
+def changes_of_signals(tree: ast.AST) -> list[int]:
+    """Lines by which the tests, or what they start, would hear other signals than a command in a terminal."""
+    of_this_process = {"signal.signal", "signal.pthread_sigmask", "signal.siginterrupt"}
+    of_a_child = {"preexec_fn", "restore_signals"}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [
+        call.lineno
+        for call in calls
+        if ast.unparse(call.func) in of_this_process or of_a_child & {keyword.arg for keyword in call.keywords}
+    ]
+
+
+def test_nothing_but_one_module_decides_which_signals_tests_hear() -> None:
+    # In all others a start is like any other: whatever ignores or blocks signals above the tests, the child hears them.
+    own = TESTS / "processes.py"
+    processes = TESTS / "benchmarks" / "contenders"  # programs of their own, each the whole of a process
+    found = {
+        path: changes_of_signals(ast.parse(text))
+        for path, text in sources(TESTS).items()
+        if processes not in path.parents
+    }
+    assert found.pop(own) != []
+    assert [named(path, line) for path, lines in found.items() for line in lines] == []
+
+
 def test_every_metric_is_set_somewhere() -> None:
     names = [
         name

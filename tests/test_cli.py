@@ -19,6 +19,7 @@ import pytest
 from pipeline.messages.contracts import DECIDE_RESULT
 from pipeline.sandbox.processes import free_port, until
 from pipeline.sandbox.project_data import PRODUCTION, datafile
+from tests.patience import PATIENCE
 from tests.support import Broker, Topics, delete_topics, unique_topics
 
 SECRET = "correct-horse-battery"
@@ -31,7 +32,7 @@ def run(
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_")}
     environment |= {f"PIPELINE_{name}": value for name, value in (settings or {}).items()}
     return subprocess.run(
-        [sys.executable, "-m", "pipeline", *arguments], input=given, capture_output=True, timeout=60, check=False,
+        [sys.executable, "-m", "pipeline", *arguments], input=given, capture_output=True, timeout=PATIENCE, check=False,
         env=environment,
     )  # fmt: skip
 
@@ -246,7 +247,7 @@ def test_in_a_terminal_the_mistakes_of_a_run_are_lines_for_a_person() -> None:
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_")}
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, timeout=60, check=False, env=environment
+        [sys.executable, "-c", program], capture_output=True, timeout=PATIENCE, check=False, env=environment
     )
     told = (
         b"error: --roles: contact is none of decide, logx, odp_events\n"
@@ -399,6 +400,6 @@ def test_results_come_line_by_line_and_a_reader_that_goes_away_is_no_traceback(p
             assert json.loads(process.stdout.readline())["userId"] == "ada"
         process.stdin.write(line)
         process.stdin.flush()
-        until(lambda: process.poll() is not None, timeout=10, what="its end")
+        until(lambda: process.poll() is not None, timeout=PATIENCE, what="its end")
         assert process.stderr.read() == b""
     assert process.returncode == 1

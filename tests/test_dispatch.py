@@ -18,6 +18,7 @@ from pipeline.dispatch import Batch, Dispatcher, Part
 from pipeline.errors import AccessRefused, PayloadRefused, Rejected, Unavailable, UpstreamError
 from pipeline.limits import Backoff
 from pipeline.metrics import Metrics
+from tests.patience import PATIENCE
 from tests.settled import Record, RecordingChunk, until
 
 
@@ -95,7 +96,7 @@ async def bench(
     desk: Desk | None = None,
     max_events: int = 100,
     max_bytes: int = 10_000,
-    linger: float = 60,
+    linger: float = 10 * PATIENCE,
     max_in_flight: int = 4,
 ) -> AsyncIterator[Bench]:
     made = Bench(desk or Desk(), max_events=max_events, max_bytes=max_bytes, linger=linger, max_in_flight=max_in_flight)
@@ -105,8 +106,8 @@ async def bench(
         await made.dispatcher.close()
 
 
-async def drained(made: Bench, *, seconds: float = 5) -> None:
-    async with asyncio.timeout(seconds):
+async def drained(made: Bench) -> None:
+    async with asyncio.timeout(PATIENCE):
         await made.dispatcher.drain()
 
 
@@ -396,7 +397,7 @@ async def test_drain_waits_for_what_was_there_and_not_for_what_follows() -> None
         assert not waiting.done()
         assert made.desk.gate is not None
         made.desk.gate.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await waiting
         assert (before.settled, after.settled) == (1, 0)
 
@@ -430,7 +431,7 @@ async def test_close_settles_nothing_more_and_leaves_no_timer() -> None:
         made.desk.denied.clear()
         await asyncio.sleep(0.02)
         assert chunk.settled == settled
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(PATIENCE):
             await made.dispatcher.drain()
 
 

@@ -30,6 +30,7 @@ from pipeline.sandbox.processes import StandIns, free_port, until
 from pipeline.sandbox.project_data import PRODUCTION, REVOKED, datafile
 from pipeline.sandbox.worker import Worker
 from pipeline.settings import masked
+from tests.patience import PATIENCE
 from tests.support import (
     Broker,
     add_listener_with_password,
@@ -47,7 +48,7 @@ SETTINGS = {"OPTIMIZELY__SDK_KEYS": PRODUCTION, "OPTIMIZELY__DATAFILE_URL_TEMPLA
 def started(*command: str, environment: Mapping[str, str], given: str = "") -> subprocess.CompletedProcess[str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith(("PIPELINE_", "PIP_"))}
     return subprocess.run(
-        command, input=given, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT,
+        command, input=given, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=ROOT,
         env=own | dict(environment),
     )  # fmt: skip
 
@@ -226,7 +227,7 @@ def start(kafka: Broker, stand_ins: StandIns, tmp_path: Path) -> Iterator[Callab
 
 def logged(worker: Worker, event: str) -> dict[str, Any]:
     """The one line about it, once it is there."""
-    until(lambda: event in worker.log.read_text(), timeout=20, what=event)
+    until(lambda: event in worker.log.read_text(), timeout=PATIENCE, what=event)
     (line,) = [line for line in worker.log.read_text().splitlines() if event in line]
     found: dict[str, Any] = json.loads(line)
     return found
@@ -288,7 +289,7 @@ def make_environment(**environment: str) -> str:
 
 def test_without_a_network_the_first_set_up_says_what_to_do(tmp_path: Path) -> None:
     venv = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=30)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=PATIENCE)
     # A pip of its own would take longer to install than all the rest.
     (packages,) = venv.glob("lib/*/site-packages")
     pip = find_spec("pip")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.logs import _Repeats
+from tests.patience import PATIENCE
 
 SCRIPT = """
 import logging, sys
@@ -45,7 +46,7 @@ def written(*arguments: str, terminal: bool = False, **environment: str) -> str:
     program = f"import sys; sys.stderr.isatty = lambda: True\n{SCRIPT}" if terminal else SCRIPT
     inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM", "FORCE_COLOR")}
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, timeout=30, check=True,
+        [sys.executable, "-c", program, *arguments], capture_output=True, timeout=PATIENCE, check=True,
         env=inherited | environment,
     )  # fmt: skip
     assert done.stdout == b""

@@ -29,6 +29,7 @@ from pipeline.runtime import EXIT_GAVE_UP
 from pipeline.sandbox.project_data import PRODUCTION, datafiles
 from pipeline.settings import ROLES, Settings, load_settings
 from tests.messages.reasons import TOPICS, reasons
+from tests.patience import PATIENCE
 from tests.readme import RULES, current
 
 ROOT = Path(__file__).parents[1]
@@ -286,7 +287,7 @@ def test_the_example_of_deciding_offline_gives_the_result_shown(tmp_path: Path) 
     (script,) = blocks("sh", "Deciding offline")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["sh", "-eu"], input=script, cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True, timeout=60
+        ["sh", "-eu"], input=script, cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     (shown,) = (json.loads(block) for block in blocks("json", "Deciding offline"))

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +16,8 @@ import pytest
 from pipeline import runtime
 from pipeline.runtime import EXIT_GAVE_UP, Fence, until_stopped
 from pipeline.sandbox.processes import Guarded, until
+from tests.patience import PATIENCE
+from tests.processes import IN_THE_BACKGROUND, ignoring, is_ignored, signals_heard
 
 
 class Ended(Exception):
@@ -78,11 +80,11 @@ def test_an_idle_loop_turns_often_enough_to_be_known_alive(monkeypatch: pytest.M
 
     async def wait() -> int:
         idle.append(asyncio.Event())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             await idle[0].wait()
         return 3
 
-    assert runtime.run(wait, Counting(19.0, end=end)) == 3
+    assert runtime.run(wait, Counting(60.0, end=end)) == 3
 
 
 # Signals, in this process
@@ -118,8 +120,9 @@ async def test_a_signal_stops_the_work_and_waits_until_it_is_gone(number: signal
             await asyncio.sleep(0)
             events.append("cleaned up")
 
-    async with asyncio.timeout(5):
-        assert await until_stopped(work()) is True
+    with signals_heard():
+        async with asyncio.timeout(PATIENCE):
+            assert await until_stopped(work()) is True
     assert events == ["cleaned up"]
 
 
@@ -142,16 +145,24 @@ async def main():
         write("sent")
         asyncio.get_running_loop().call_later(0.02, send)
     send()
-    await asyncio.sleep(30)
+    await asyncio.sleep(60)
     return 0
-sys.exit(runtime.run(main, runtime.Fence(0.5)))
+sys.exit(runtime.run(main, runtime.Fence(1.0)))
 """
 FAILS = """
 async def main():
     asyncio.get_running_loop().call_soon(lambda: 1 / 0)
-    await asyncio.sleep(30)
+    await asyncio.sleep(60)
     return 0
-sys.exit(runtime.run(main, runtime.Fence(20)))
+sys.exit(runtime.run(main, runtime.Fence(60)))
+"""
+STOPPED = """
+async def main():
+    async def work():
+        write("ready")
+        await asyncio.sleep(60)
+    return 0 if await runtime.until_stopped(work()) else 1
+sys.exit(runtime.run(main, runtime.Fence(60)))
 """
 TWICE = """
 async def main():
@@ -159,29 +170,30 @@ async def main():
         # Only now: signals are heard, and a cancelled task that never ran would have nothing to clean up.
         write("ready")
         try:
-            await asyncio.sleep(30)
+            await asyncio.sleep(60)
         finally:
             write("stopping")
-            await asyncio.sleep(30)
+            await asyncio.sleep(60)
     await runtime.until_stopped(stubborn())
     return 0
-sys.exit(runtime.run(main, runtime.Fence(20)))
+sys.exit(runtime.run(main, runtime.Fence(60)))
 """
 
 
 class Script:
     """A script that runs on the product's loop and writes lines of `time text` to a file."""
 
-    def __init__(self, directory: Path, text: str) -> None:
+    def __init__(self, directory: Path, text: str, before: Sequence[str] = ()) -> None:
         self._out = directory / "out"
-        self.process = Guarded([sys.executable, "-c", PRELUDE + text, str(self._out)], log=directory / "log")
+        command = [*before, sys.executable, "-c", PRELUDE + text, str(self._out)]
+        self.process = Guarded(command, log=directory / "log")
 
     @property
     def lines(self) -> list[str]:
         return self._out.read_text().splitlines() if self._out.exists() else []
 
     def wait_for(self, text: str) -> None:
-        until(lambda: any(line.endswith(f" {text}") for line in self.lines), timeout=20, what=text)
+        until(lambda: any(line.endswith(f" {text}") for line in self.lines), timeout=PATIENCE, what=text)
 
 
 @pytest.fixture
@@ -192,9 +204,29 @@ def scripts(tmp_path: Path) -> Iterator[list[Script]]:
         script.process.close()
 
 
-def run(scripts: list[Script], directory: Path, text: str) -> Script:
-    scripts.append(Script(directory, text))
+def run(scripts: list[Script], directory: Path, text: str, before: Sequence[str] = ()) -> Script:
+    scripts.append(Script(directory, text, before))
     return scripts[-1]
+
+
+def test_a_worker_in_the_background_of_a_script_ignores_ctrl_c_and_ends_by_sigterm(
+    scripts: list[Script], tmp_path: Path
+) -> None:
+    script = run(scripts, tmp_path, STOPPED, IN_THE_BACKGROUND)
+    script.wait_for("ready")
+    script.process.signal(signal.SIGINT)
+    script.process.signal(signal.SIGTERM)
+    assert script.process.wait(PATIENCE) == 0
+    (stopping,) = [line for line in script.process.log_tail().splitlines() if '"stopping"' in line]
+    assert '"SIGTERM"' in stopping
+
+
+def test_sigterm_ends_a_worker_whose_starter_ignores_it(scripts: list[Script], tmp_path: Path) -> None:
+    script = run(scripts, tmp_path, STOPPED, ignoring("TERM"))
+    script.wait_for("ready")
+    assert not is_ignored(signal.SIGTERM, script.process.pid)
+    script.process.signal(signal.SIGTERM)
+    assert script.process.wait(PATIENCE) == 0
 
 
 def test_a_process_that_was_stopped_for_too_long_ends_before_it_does_anything_else(
@@ -204,16 +236,16 @@ def test_a_process_that_was_stopped_for_too_long_ends_before_it_does_anything_el
     script.wait_for("sent")
     script.process.signal(signal.SIGSTOP)
     stopped = time.monotonic()
-    until(lambda: time.monotonic() > stopped + 0.8, timeout=5, what="a stop that is too long")
+    until(lambda: time.monotonic() > stopped + 1.3, timeout=PATIENCE, what="a stop that is too long")
     script.process.signal(signal.SIGCONT)
-    assert script.process.wait(10) == EXIT_GAVE_UP == 70
+    assert script.process.wait(PATIENCE) == EXIT_GAVE_UP == 70
     assert "the event loop stood still" in script.process.log_tail()
     assert float(script.lines[-1].split()[0]) < stopped + 0.1
 
 
 def test_a_callback_that_fails_ends_the_process_with_its_traceback(scripts: list[Script], tmp_path: Path) -> None:
     script = run(scripts, tmp_path, FAILS)
-    assert script.process.wait(10) == EXIT_GAVE_UP
+    assert script.process.wait(PATIENCE) == EXIT_GAVE_UP
     log = script.process.log_tail()
     assert "a callback failed" in log
     assert "ZeroDivisionError" in log
@@ -225,5 +257,5 @@ def test_a_second_signal_ends_a_stop_that_hangs(scripts: list[Script], tmp_path:
     script.process.signal(signal.SIGTERM)
     script.wait_for("stopping")
     script.process.signal(signal.SIGINT)
-    assert script.process.wait(10) == EXIT_GAVE_UP
+    assert script.process.wait(PATIENCE) == EXIT_GAVE_UP
     assert "a second SIGINT came during the stop" in script.process.log_tail()

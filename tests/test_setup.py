@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.sandbox.processes import until
+from tests.patience import PATIENCE
+from tests.processes import is_running
 
 ROOT = Path(__file__).parents[1]
 TOTAL = len(re.findall(r"^[a-z0-9].*==", (ROOT / "requirements-demo.lock").read_text("utf-8"), re.MULTILINE))
@@ -43,7 +45,7 @@ class SetUp:
         self._output = output
         self._go = go
 
-    def read_until(self, pattern: str, *, seconds: float = 20) -> None:
+    def read_until(self, pattern: str, *, seconds: float = PATIENCE) -> None:
         deadline = time.monotonic() + seconds
         while not re.search(pattern, self.said):
             assert select.select([self._output], [], [], max(0, deadline - time.monotonic()))[0], self.said
@@ -54,14 +56,14 @@ class SetUp:
     def terminate(self) -> int:
         """End the set-up itself, pip or no pip; its status."""
         self._process.terminate()
-        return self._process.wait(20)
+        return self._process.wait(PATIENCE)
 
     def end(self, script: str) -> int:
         """Let pip end so; the status of the set-up."""
         unfinished = self._go.with_suffix(".part")
         unfinished.write_text(script)
         unfinished.rename(self._go)
-        return self._process.wait(20)
+        return self._process.wait(PATIENCE)
 
 
 @contextmanager
@@ -81,7 +83,7 @@ def set_up(directory: Path) -> Iterator[SetUp]:
         yield SetUp(process, ours, go)
     finally:
         go.touch()
-        process.wait(20)
+        process.wait(PATIENCE)
         os.close(ours)
 
 
@@ -108,19 +110,11 @@ def test_without_a_terminal_a_failure_is_told_at_once_and_counts_no_further(tmp_
 def test_a_set_up_that_is_ended_leaves_no_pip_behind(tmp_path: Path) -> None:
     with set_up(tmp_path) as made:
         pid = tmp_path / "venv" / "pip.pid"
-        until(pid.exists, timeout=20, what="pip")
+        until(pid.exists, timeout=PATIENCE, what="pip")
         number = int(pid.read_text())
         assert made.terminate() == 143
-        until(lambda: not alive(number), timeout=20, what="the end of pip")
+        until(lambda: not is_running(number), timeout=PATIENCE, what="the end of pip")
     assert not (tmp_path / "venv" / ".installed-demo").exists()
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize(("level", "megabytes"), [("demo", 60), ("dev", 140)])

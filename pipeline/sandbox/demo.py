@@ -27,7 +27,7 @@ from pipeline.sandbox.account import Account
 from pipeline.sandbox.display import Display, display
 from pipeline.sandbox.figures import Figures, figures
 from pipeline.sandbox.guide import example, example_for_kcat, program
-from pipeline.sandbox.interrupts import Interrupts
+from pipeline.sandbox.interrupts import Interrupts, how_to_end
 from pipeline.sandbox.parts import Parts, start_parts
 from pipeline.sandbox.ports import kafka_port, ops_port
 from pipeline.sandbox.processes import ANOTHER_DISK, free_port
@@ -227,7 +227,7 @@ def _keep_running(parts: Parts, shown: Display) -> None:
     """Say what is there, and wait for Ctrl-C. Raises StartFailed that names a part which ended by itself."""
     topics = "\n".join(f"    {topic}" for topic in parts.topics.values())
     shown.step(
-        f"\nEverything stays up until Ctrl-C.\n"
+        f"\nEverything stays up until {how_to_end()}.\n"
         f"  bootstrap servers  {parts.bootstrap_servers}\n"
         f"  topics\n{topics}\n"
         f"  metrics            {parts.worker.metrics_url}\n"

@@ -3,7 +3,8 @@
 `guard.py --log FILE [--remove DIRECTORY] -- command...` prints the command's process id as one line, sends its output
 to FILE and ends with its status. Standard input is a pipe from the starting process: at its end the command is killed
 and DIRECTORY removed. A pipe does so on every system, and also when the starter was a thread that is long gone, where
-Linux's parent death signal would fire too early. Started by `processes.Guarded`, as a file: it imports nothing of ours.
+Linux's parent death signal would fire too early. The command hears signals, whatever its starter ignores or blocks.
+Started by `processes.Guarded`, as a file: it imports nothing of ours.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def main() -> int:
     parser.add_argument("--remove", type=Path)
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
+    _hear_signals()
     child = _started(options.command, options.log)
     if child is None:
         return _NOT_STARTED
@@ -46,6 +48,13 @@ def main() -> int:
     if abandoned.is_set() and options.remove is not None:
         shutil.rmtree(options.remove, ignore_errors=True)
     return status if status >= 0 else 128 - status
+
+
+def _hear_signals() -> None:
+    """Here and in the command: its starter ends it by them, and may ignore or block them itself (nohup, `&`)."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _started(command: list[str], path: Path) -> subprocess.Popen[bytes] | None:

@@ -7,6 +7,7 @@ removes processes and directories: every wait in there has a deadline. Used by t
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,12 @@ from typing import Any, Self, TypeVar
 
 _Outcome = TypeVar("_Outcome")
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def how_to_end() -> str:
+    """Words for a person: Ctrl-C, where this process hears it."""
+    heard = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    return "Ctrl-C" if heard else f"`kill {os.getpid()}`"
 
 
 class Interrupts:
@@ -27,8 +34,9 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         for number in _NUMBERS:
-            # nohup, and a shell that starts something in the background, have some ignored: it stays so.
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            # nohup has SIGHUP ignored, a script SIGINT in what it starts in the background: both stay so. SIGTERM asks
+            # this very process to end, and is heard in any case.
+            if number is signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._happened)
         return self
 

@@ -175,10 +175,18 @@ def temporary_directory(name: str) -> Path:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 that only whoever asks for this very one gets, for a minute.
+
+    Its one connection was closed here first (TIME_WAIT): the system gives the port to no other socket, be it for a
+    server or for a connection to one, until a server that sets SO_REUSEADDR, as each of ours does, listens on it.
+    """
+    with socket.socket() as server, socket.socket() as client:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("127.0.0.1", 0))
+        server.listen(1)
+        client.connect(server.getsockname())
+        server.accept()[0].close()
+        return int(server.getsockname()[1])
 
 
 def port_is_free(port: int) -> bool:

@@ -263,8 +263,10 @@ def serve(stand_in: StandIn, port: int) -> None:
 async def _serve(stand_in: StandIn, port: int) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    # A script that starts it in the background has it ignore Ctrl-C: it stays so.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGINT, stop.set)
 
     def starter_wrote_or_ended() -> None:
         if not os.read(0, 1024):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pipeline.errors import StartFailed
 from pipeline.sandbox.display import Display, display
 from pipeline.sandbox.guide import command, example, example_for_kcat, exports
-from pipeline.sandbox.interrupts import Interrupts
+from pipeline.sandbox.interrupts import Interrupts, how_to_end
 from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.parts import TOPICS, create_topics, start_kafka
 from pipeline.sandbox.ports import kafka_port, ops_port
@@ -91,4 +91,4 @@ def _show(stand_ins: StandIns, kafka: LocalKafka | None, shown: Display) -> None
         shown.step(f"{command('run')}\n\nThe topics are there: {', '.join(topics.values())}.\n")
         shown.step(f"Then a request and its answer, from a third:\n\n{example(kafka.bootstrap_servers, topics)}\n")
         shown.step(f"The same with kcat:\n\n{example_for_kcat(kafka.bootstrap_servers, topics)}\n")
-    shown.step("Ctrl-C stops everything.")
+    shown.step(f"{how_to_end()} stops everything.")

@@ -65,7 +65,7 @@ class Worker:
         self._process = Guarded(self._command, log=self.log, environment=self._environment, remove=self._remove)
         self._wanted = True
 
-    def wait_ready(self, timeout: float = 30, *, meanwhile: Callable[[], None] = lambda: None) -> None:
+    def wait_ready(self, timeout: float = 60, *, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Wait for `/ready`. Raises StartFailed with the end of its log if it ends or is late.
 
         `meanwhile` is called again and again, and may raise.

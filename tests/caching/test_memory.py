@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.caching.memory import MemoryCache
+from tests.patience import PATIENCE
 
 
 class Clock:
@@ -160,10 +161,10 @@ async def test_clearing_a_namespace_spares_the_others() -> None:
 @pytest.mark.asyncio
 async def test_serves_aiocaches_locks() -> None:
     cache = MemoryCache(size=10, timeout=600)
-    async with asyncio.timeout(2), RedLock(cache, "x", lease=1):
+    async with asyncio.timeout(PATIENCE), RedLock(cache, "x", lease=1):
         assert await cache.exists("x-lock")
     assert not await cache.exists("x-lock")
-    async with asyncio.timeout(2), RedLock(cache, "x", lease=1):
+    async with asyncio.timeout(PATIENCE), RedLock(cache, "x", lease=1):
         cache.put("x-lock", "somebody else's")
     assert await cache.exists("x-lock")
     cache.put("y", 1)

@@ -17,14 +17,15 @@ from pipeline.outage import Upstream
 from pipeline.sandbox.processes import StandIns
 from tests.cmab.test_predictions import Opened, opened
 from tests.handlers.chunks import new_metrics
+from tests.patience import PATIENCE, stretched
 from tests.settled import until
 
 WELL, ILL = "7001", "7002"
-LONG = Backoff(0.01, 60.0)
+LONG = Backoff(0.01, 10 * PATIENCE)
 """Pauses are short; one that finds out and tells nobody is overdue only after the test."""
 
 
-NEVER = Backoff(60.0, 60.0)
+NEVER = Backoff(10 * PATIENCE, 10 * PATIENCE)
 
 
 def circuits_of(
@@ -40,7 +41,7 @@ def open_circuit(kept: Circuits, rule: str) -> None:
 
 
 async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while not await condition():  # noqa: ASYNC110 - pauses of the client's own
             await asyncio.sleep(0.005)
 
@@ -151,7 +152,7 @@ async def test_who_is_held_waits_for_no_slot(stand_ins: StandIns) -> None:
         stand_ins.control("cmab", hold_answers=True)
         slow = asyncio.ensure_future(made.ask("slow", WELL))
         await until(lambda: stand_ins.ledger("cmab")["requests"] == 6)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(stretched(5)):
             assert await made.ask("another", ILL) == {ILL: None}
         stand_ins.control("cmab", hold_answers=False)
         assert (await slow)[WELL] is not None

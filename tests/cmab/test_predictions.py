@@ -23,6 +23,7 @@ from pipeline.metrics import Metrics
 from pipeline.sandbox.processes import StandIns
 from pipeline.settings import CmabSettings
 from pipeline.transport import Transport
+from tests.patience import PATIENCE, stretched
 from tests.settled import until
 
 pytestmark = pytest.mark.asyncio
@@ -143,7 +144,7 @@ async def test_it_is_remembered_for_so_long_and_for_so_many(stand_ins: StandIns)
         assert (await made.ask()).uuid != (await made.ask()).uuid
     async with opened(stand_ins, cache_timeout=0.05) as made:
         first = await made.ask()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while await made.ask() == first:  # noqa: ASYNC110 - the cache's own clock
                 await asyncio.sleep(0.01)
 
@@ -234,7 +235,7 @@ async def test_a_service_that_does_not_answer_is_asked_now_and_then_and_nobody_w
         assert made.count("upstream_blocked", upstream="cmab", reason="unavailable") == 1
         assert made.count("upstream_last_response_timestamp_seconds", upstream="cmab") == 0
         stand_ins.control("cmab", status=None)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while await made.ask() is None:  # noqa: ASYNC110 - a pause of the client's own
                 await asyncio.sleep(0.005)
         assert await made.ask("another") is not None
@@ -251,7 +252,7 @@ async def test_a_silent_service_holds_up_a_full_chunk_for_one_deadline(stand_ins
     stand_ins.control("cmab", hold_answers=True)
     settings: dict[str, Any] = {"fetch_deadline": 0.5, "request_timeout": 10, "max_in_flight": 4}
     async with opened(stand_ins, **settings) as made:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(stretched(3)):
             assert await asyncio.gather(*(made.ask(f"user {number}") for number in range(500))) == [None] * 500
             assert await asyncio.gather(*(made.ask(f"late {number}") for number in range(500))) == [None] * 500
         stand_ins.control("cmab", hold_answers=False)
@@ -273,7 +274,7 @@ async def test_after_a_pause_one_finds_out_for_all_and_what_was_never_answered_c
         assert made.count("cmab_requests_total", outcome="failed") == 20
         asked = made.count("cmab_request_seconds_count")
         stand_ins.control("cmab", hold_answers=False, status=503)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while made.count("cmab_request_seconds_count") == asked:
                 assert await asyncio.gather(*map(made.ask, twenty)) == [None] * 20
         assert made.count("cmab_request_seconds_count") - asked < 10
@@ -336,7 +337,7 @@ async def test_who_waits_to_try_again_leaves_the_slot_to_others(stand_ins: Stand
     async with opened(stand_ins, backoff=Backoff(60, 60), **settings) as made:
         waiting = asyncio.ensure_future(made.ask("ann"))
         await until(lambda: made.count("cmab_request_seconds_count") == 1)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(stretched(5)):
             assert await made.ask("bob") is not None
         assert not waiting.done()
         await made.predictions.close()
@@ -440,11 +441,11 @@ async def test_the_first_prediction_is_read_as_the_sdk_reads_it(
 async def test_nobody_waits_beyond_the_deadline(stand_ins: StandIns) -> None:
     stand_ins.control("cmab", hold_answers=True)
     async with opened(stand_ins, request_timeout=0.1, retries=1) as made:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(stretched(2)):
             assert await made.ask() is None
         # What the service asks for is not waited for longer than a request.
         stand_ins.control("cmab", hold_answers=False, fail_next=1, fail_status=429, retry_after=60)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(stretched(2)):
             assert await made.ask("bob") is not None
 
 

@@ -20,6 +20,7 @@ from pipeline.sandbox.processes import until as wait_for
 from tests.benchmarks.project import datafile
 from tests.datafile.test_poller import Flag, Shelf, bench, compile_small
 from tests.datafile.test_poller import datafile as small
+from tests.patience import PATIENCE
 from tests.settled import until
 
 RAW = datafile(50)
@@ -139,7 +140,7 @@ async def test_one_datafile_is_compiled_at_a_time_and_a_stop_waits_for_none() ->
     def held(raw: bytes) -> ProjectConfig:
         threads.append(threading.current_thread())
         begun.set()
-        go_on.wait(20)
+        go_on.wait(PATIENCE)
         return compile_small(raw)
 
     try:
@@ -161,7 +162,7 @@ async def test_a_compilation_waits_for_nobody_else_who_uses_threads() -> None:
     # As a slow look-up of a name, which is asyncio's own use of them.
     busy, go_on = ThreadPoolExecutor(1), threading.Event()
     asyncio.get_running_loop().set_default_executor(busy)
-    held = asyncio.get_running_loop().run_in_executor(None, go_on.wait, 20)
+    held = asyncio.get_running_loop().run_in_executor(None, go_on.wait, PATIENCE)
     try:
         async with bench(Shelf(small("42"))) as b:
             await b.settled()
@@ -221,22 +222,22 @@ def test_a_project_is_let_go_flag_by_flag() -> None:
 
 
 def test_meanwhile_the_loop_has_its_turn_soon_also_where_two_overlap() -> None:
-    wait_for(lambda: sys.getswitchinterval() > 0.004, timeout=20, what="who compiled before")
+    wait_for(lambda: sys.getswitchinterval() > 0.004, timeout=PATIENCE, what="who compiled before")
     begun, go_on = threading.Event(), threading.Event()
     meanwhile: list[tuple[float, bool]] = []
 
     def first(raw: bytes) -> None:
         meanwhile.append((round(sys.getswitchinterval(), 4), gc.isenabled()))
-        go_on.wait(20)
+        go_on.wait(PATIENCE)
         raise DatafileRefused("the first")
 
     with ThreadPoolExecutor(2) as threads:
         one = threads.submit(compiled, first, RAW)
-        wait_for(lambda: meanwhile != [], timeout=20, what="the first")
+        wait_for(lambda: meanwhile != [], timeout=PATIENCE, what="the first")
         two = threads.submit(compiled, lambda _: begun.set(), RAW)
         assert not begun.wait(0.2), "one at a time"
         go_on.set()
-        assert isinstance(one.exception(20), DatafileRefused)
-        assert two.exception(20) is None
+        assert isinstance(one.exception(PATIENCE), DatafileRefused)
+        assert two.exception(PATIENCE) is None
     assert meanwhile == [(0.0005, False)]
     assert (round(sys.getswitchinterval(), 4), gc.isenabled()) == (0.005, True)

@@ -26,6 +26,7 @@ from pipeline.metrics import Metrics
 from pipeline.project import ProjectConfig, compile_datafile
 from pipeline.settings import OptimizelySettings, masked
 from pipeline.transport import Transport
+from tests.patience import stretched
 from tests.settled import until
 
 KEY, OTHER = "KZbunNn9bVfBWLpZPq2XC4", "91GuiKYH8ZF1hLLXR7DR1"
@@ -103,7 +104,7 @@ class Bench:
         return self.datafiles.status()[0]
 
     async def settled(self) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(stretched(5)):
             await self.datafiles.settled()
 
     async def polled(self, times: int = 1) -> None:
@@ -478,7 +479,7 @@ async def test_closing_ends_a_poll_under_way_and_keeps_the_project() -> None:
         await b.settled()
         b.shelf.hang = True
         await until(lambda: len(b.shelf.asked) >= 2)
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(stretched(1)):
             await b.datafiles.close()
         assert b.revision() == "42"
 

@@ -36,7 +36,6 @@ def counted_once(stand_ins: StandIns, due: int) -> None:
 
 
 @pytest.mark.asyncio
-@pytest.mark.timeout(300)
 async def test_three_kills_and_a_rebalance(
     kafka: Broker, topics: TopicMaker, stand_ins: StandIns, fleet: Callable[..., Fleet]
 ) -> None:
@@ -64,7 +63,6 @@ async def test_three_kills_and_a_rebalance(
 
 
 @pytest.mark.asyncio
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("forgotten", ["before any commit", "commits deleted"])
 async def test_a_takeover_without_a_commit(
     kafka: Broker, topics: TopicMaker, stand_ins: StandIns, fleet: Callable[..., Fleet], forgotten: str
@@ -157,7 +155,6 @@ def _consumed(worker: Worker) -> float:
 
 
 @pytest.mark.asyncio
-@pytest.mark.timeout(200)
 async def test_a_worker_that_stood_still_ends_before_it_sends_anything(
     kafka: Broker, topics: TopicMaker, stand_ins: StandIns, fleet: Callable[..., Fleet]
 ) -> None:

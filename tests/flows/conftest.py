@@ -19,6 +19,7 @@ from pipeline.sandbox.project_data import SDK_KEYS
 from pipeline.sandbox.worker import Worker
 from tests.flows.project import SDK_KEY, datafile
 from tests.flows.wire import Read, Reader, Sent, Writer, keyed
+from tests.patience import PATIENCE
 from tests.support import Broker, Topics, create_topics, delete_topics, unique_topics, worker_env
 
 PARTITIONS = 4
@@ -48,7 +49,7 @@ class Flow:
     def letters(self, sent: list[Sent]) -> list[Read]:
         return self.dead_letters.of(sent)
 
-    def events_of(self, *visitors: str, count: int, seconds: float = 20) -> list[dict[str, Any]]:
+    def events_of(self, *visitors: str, count: int, seconds: float = PATIENCE) -> list[dict[str, Any]]:
         """What logx counted of these visitors once there are `count` events of theirs, each once."""
 
         def entries() -> list[dict[str, Any]]:

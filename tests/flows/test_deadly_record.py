@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-
 from pipeline.sandbox.worker import Worker
 from tests.flows.conftest import Own
 from tests.flows.deadly_worker import MARKER
@@ -15,7 +13,6 @@ from tests.flows.wire import keyed
 KILLED = 128 + 9
 
 
-@pytest.mark.timeout(180)
 def test_a_record_that_kills_its_process_is_the_only_one_lost_to_it(own: Callable[..., Own]) -> None:
     one = own()
     bodies = [{"userId": f"user-{number}", "keys": [FLAGS[0]]} for number in range(60)]

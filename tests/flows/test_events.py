@@ -14,6 +14,7 @@ from tests.flows.project import SDK_KEY
 from tests.flows.test_decide import body as request
 from tests.flows.test_decide import identity
 from tests.flows.wire import Outgoing, Read, keyed
+from tests.patience import PATIENCE
 
 
 def conversion(user: str, **fields: Any) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def test_a_request_that_names_nobody_is_a_dead_letter_and_its_neighbours_have_re
 def test_odp_events_are_delivered_once_in_full_batches(flow: Flow) -> None:
     users = [f"viewer-{number:04d}" for number in range(1100)]
     flow.writer.send(flow.topics.odp_events, map(odp_event, users))
-    until(lambda: flow.stand_ins.ledger("odp")["distinct_events"] == 1100, timeout=20, what="the events at ODP")
+    until(lambda: flow.stand_ins.ledger("odp")["distinct_events"] == 1100, timeout=PATIENCE, what="the events at ODP")
     ledger = flow.stand_ins.ledger("odp", query="full=1")
     assert sorted(event["identifiers"]["fs_user_id"] for event in ledger["event_bodies"]) == users
     assert ledger["largest_event_batch"] <= 500
@@ -110,7 +111,7 @@ def test_odp_events_are_delivered_once_in_full_batches(flow: Flow) -> None:
 
 def test_an_odp_event_carries_the_identity_of_its_record_and_its_own_time(flow: Flow) -> None:
     (sent,) = flow.writer.send(flow.topics.odp_events, [odp_event("late viewer", timestamp=1_700_000_000_999)])
-    until(lambda: flow.stand_ins.ledger("odp")["distinct_events"] == 1, timeout=10, what="the event at ODP")
+    until(lambda: flow.stand_ins.ledger("odp")["distinct_events"] == 1, timeout=PATIENCE, what="the event at ODP")
     (event,) = flow.stand_ins.ledger("odp", query="full=1")["event_bodies"]
     assert event["type"] == "fullstack"
     assert event["data"] == {
@@ -127,7 +128,7 @@ def test_an_odp_event_that_is_refused_is_a_dead_letter_and_the_others_are_delive
     (letter,) = flow.letters([sent[11]])
     assert letter.headers["pipeline-reason"] == b"odp_refused"
     assert letter.value == odp_event("poisonous").value
-    until(lambda: flow.stand_ins.ledger("odp")["distinct_events"] == 20, timeout=10, what="the others")
+    until(lambda: flow.stand_ins.ledger("odp")["distinct_events"] == 20, timeout=PATIENCE, what="the others")
     assert {place.source for place in sent} & _dead(flow) == {sent[11].source}
 
 
@@ -143,7 +144,7 @@ def test_a_visitor_that_logx_refuses_is_one_dead_letter_and_all_others_are_deliv
     sent = flow.writer.send(flow.topics.decide_requests, [keyed(request(user)) for user in users])
     results = flow.results.of(sent)
     assert len(flow.events_of(*users, count=60)) == 60
-    until(lambda: bool(_refused(flow)), timeout=10, what="the dead letter")
+    until(lambda: bool(_refused(flow)), timeout=PATIENCE, what="the dead letter")
     (letter,) = _refused(flow)
     # The role logx reads results, so that is what its dead letter holds.
     assert letter.value == results[41].value

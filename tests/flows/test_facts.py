@@ -10,6 +10,7 @@ from pipeline.sandbox.processes import until
 from tests.flows.conftest import Flow, Own
 from tests.flows.project import SDK_KEY
 from tests.flows.wire import keyed
+from tests.patience import PATIENCE
 from tests.redis_server import RedisServer
 
 QUICK = {"OPTIMIZELY__POLL_INTERVAL": "0.1"}
@@ -51,7 +52,7 @@ def published(flow: Flow, revision: int, everyone: str) -> None:
     """Wait until the worker decides by this revision."""
     flow.stand_ins.put_datafile(SDK_KEY, project(revision, everyone))
     ask = {"userId": "nobody", "keys": ["sticky"], "decideOptions": ["IGNORE_USER_PROFILE_SERVICE"]}
-    until(lambda: flow.decide(ask)[0]["revision"] == str(revision), timeout=10, what=f"revision {revision}")
+    until(lambda: flow.decide(ask)[0]["revision"] == str(revision), timeout=PATIENCE, what=f"revision {revision}")
 
 
 def test_users_keep_their_variation_when_the_traffic_changes(own: Callable[..., Own], redis: RedisServer) -> None:
@@ -90,7 +91,7 @@ def test_without_redis_everyone_is_decided_and_nothing_is_forgotten(
     # The first connection may take a busy machine longer than the deadline.
     until(
         lambda: variations(made.flow, "ann") == ["a"] and worker.metric("profile_saves_total", outcome="ok") > 0,
-        timeout=20, what="the profile to be saved",
+        timeout=PATIENCE, what="the profile to be saved",
     )  # fmt: skip
     published(made.flow, 2, "b")
     redis.hold()
@@ -99,7 +100,7 @@ def test_without_redis_everyone_is_decided_and_nothing_is_forgotten(
         assert worker.metric("profile_lookups_total", outcome="failed") >= 2
     finally:
         redis.go_on()
-    until(lambda: variations(made.flow, "ann") == ["a"], timeout=10, what="Redis to be asked again")
+    until(lambda: variations(made.flow, "ann") == ["a"], timeout=PATIENCE, what="Redis to be asked again")
     assert worker.stop() == 0
 
 

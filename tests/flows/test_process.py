@@ -16,6 +16,7 @@ from pipeline.version import versions
 from tests.flows.conftest import PARTITIONS, Own, metric
 from tests.flows.project import FLAGS
 from tests.flows.wire import Outgoing, Reader, keyed
+from tests.patience import PATIENCE, stretched
 from tests.support import add_partitions, unique_topics
 
 ON = FLAGS[0]
@@ -90,11 +91,11 @@ def test_a_restart_with_static_membership_moves_no_partition_of_the_others(own: 
         owned = [metric(worker, "partitions_owned", "decide") for worker in (first, second)]
         return owned == [PARTITIONS / 2, PARTITIONS / 2]
 
-    until(shared, timeout=20, what="two partitions each")
+    until(shared, timeout=PATIENCE, what="two partitions each")
     before = metric(first, "rebalances_total", "decide")
     assert second.stop() == 0
     second.start()
-    until(shared, timeout=20, what="its partitions back")
+    until(shared, timeout=PATIENCE, what="its partitions back")
     records = [request("anyone")._replace(partition=number) for number in range(PARTITIONS)]
     one.flow.results.of(one.flow.writer.send(one.flow.topics.decide_requests, records))
     assert metric(first, "rebalances_total", "decide") == before
@@ -111,7 +112,7 @@ def test_sigterm_with_work_under_way_loses_nothing_and_does_nothing_twice(
     sent = one.flow.writer.send(one.flow.topics.decide_requests, map(request, users))
     worker = one.worker()
     worker.start()
-    until(lambda: one.flow.results.poll(0.02) > 0, timeout=20, what="the first results")
+    until(lambda: one.flow.results.poll(0.02) > 0, timeout=PATIENCE, what="the first results")
     assert worker.stop() == 0
     stopped_at = len(one.flow.results.all)
     while one.flow.results.poll(0.3):
@@ -119,7 +120,7 @@ def test_sigterm_with_work_under_way_loses_nothing_and_does_nothing_twice(
     assert 0 < stopped_at < len(users), "the signal did not meet work under way"
     worker.start()
     assert len(one.flow.results.of(sent)) == len(one.flow.results.all) == len(users)
-    until(lambda: stand_ins.ledger("logx")["distinct"] == len(users), timeout=20, what="each impression")
+    until(lambda: stand_ins.ledger("logx")["distinct"] == len(users), timeout=PATIENCE, what="each impression")
     ledger = stand_ins.ledger("logx")
     assert (ledger["impressions"], ledger["repeats"]) == (len(users), 0)
     assert worker.stop() == 0
@@ -133,21 +134,21 @@ def test_a_second_sigterm_ends_the_process_at_once(own: Callable[..., Own], stan
     # What logx does not take is waited for politely for many seconds.
     stand_ins.control("logx", status=503)
     one.flow.results.of(one.flow.writer.send(one.flow.topics.decide_requests, [request("held up")]))
-    until(lambda: stand_ins.ledger("logx")["requests"] > 0, timeout=10, what="a refused dispatch")
+    until(lambda: stand_ins.ledger("logx")["requests"] > 0, timeout=PATIENCE, what="a refused dispatch")
     worker.signal(signal.SIGTERM)
-    until(lambda: '"stopping"' in worker.log_tail(), timeout=5, what="the stop")
+    until(lambda: '"stopping"' in worker.log_tail(), timeout=PATIENCE, what="the stop")
     worker.signal(signal.SIGTERM)
-    assert worker.wait(3) == 70
+    assert worker.wait(stretched(3)) == 70
     assert "a second SIGTERM came during the stop" in worker.log_tail()
 
 
 # Starts that fail
 
 
-def message_of(worker: Worker, *, status: int = 1, seconds: float = 20) -> str:
+def message_of(worker: Worker, *, status: int = 1, seconds: float | None = None) -> str:
     """What a start that fails says: its last line, JSON as every other, and no traceback."""
     worker.start()
-    assert worker.wait(seconds) == status
+    assert worker.wait(stretched(20) if seconds is None else seconds) == status
     lines = [json.loads(line) for line in worker.log.read_text().splitlines()]
     assert not any("exception" in line for line in lines)
     told = [line for line in lines if line["logger"] == "pipeline.run"]
@@ -168,7 +169,9 @@ def test_missing_topics_are_named_with_the_command_that_makes_them(own: Callable
 def test_a_broker_that_cannot_be_reached_is_named_within_the_start_timeout(own: Callable[..., Own]) -> None:
     one = own()
     worker = one.worker(KAFKA__BOOTSTRAP_SERVERS=f"127.0.0.1:{free_port()}", KAFKA__START_TIMEOUT="2")
-    assert "no broker can be reached: check PIPELINE_KAFKA__BOOTSTRAP_SERVERS" in message_of(worker, seconds=10)
+    assert "no broker can be reached: check PIPELINE_KAFKA__BOOTSTRAP_SERVERS" in message_of(
+        worker, seconds=stretched(10)
+    )
 
 
 def test_an_operations_port_in_use_is_named_with_the_setting(own: Callable[..., Own]) -> None:
@@ -194,7 +197,7 @@ def test_a_partition_waits_for_its_results_partition_and_the_others_go_on(own: C
     worker = one.worker("run", "--roles", "decide")
     worker.start()
     one.flow.results.of(served)
-    until(lambda: metric(worker, "partitions_blocked", "decide") == 1, timeout=10, what="the blocked partition")
+    until(lambda: metric(worker, "partitions_blocked", "decide") == 1, timeout=PATIENCE, what="the blocked partition")
     told = json.loads(_line_with(worker, "needs at least as many partitions"))
     assert (told["level"], told["partition"], told["partitions"]) == ("error", waiting.partition, PARTITIONS - 1)
     assert worker.healthy
@@ -209,7 +212,7 @@ def test_a_partition_waits_for_its_results_partition_and_the_others_go_on(own: C
     assert (result.partition, result.document["userId"]) == (waiting.partition, f"user-{waiting.partition}")
     told = json.loads(_line_with(worker, "this partition waits no longer"))
     assert (told["level"], told["partition"], told["partitions"]) == ("info", waiting.partition, PARTITIONS)
-    until(lambda: metric(worker, "partitions_blocked", "decide") == 0, timeout=10, what="no blocked partition")
+    until(lambda: metric(worker, "partitions_blocked", "decide") == 0, timeout=PATIENCE, what="no blocked partition")
     assert worker.stop() == 0
 
 

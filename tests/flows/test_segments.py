@@ -8,6 +8,7 @@ from pipeline.sandbox.processes import until
 from pipeline.sandbox.project_data import PRODUCTION
 from tests.flows.conftest import QUICK, Flow
 from tests.flows.wire import keyed
+from tests.patience import PATIENCE
 
 FLAG = "checkout_redesign"
 
@@ -137,4 +138,4 @@ def test_requests_that_wait_for_segments_fill_no_more_than_the_queries_allowed(f
     ledger = flow.stand_ins.ledger("odp")
     assert ledger["largest_query"] == 50
     assert ledger["most_in_flight"] <= 16
-    until(lambda: flow.stand_ins.ledger("odp")["aliases"] == 1500, timeout=1, what="each asked about once")
+    until(lambda: flow.stand_ins.ledger("odp")["aliases"] == 1500, timeout=PATIENCE, what="each asked about once")

@@ -11,6 +11,8 @@ from uuid import uuid4
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, Producer, TopicPartition
 
+from tests.patience import PATIENCE
+
 Headers = Mapping[str, bytes]
 
 
@@ -114,7 +116,7 @@ class Reader:
             self.all.append(_read(message))
         return len(messages)
 
-    def of(self, sources: Sequence[Sent], *, seconds: float = 20) -> list[Read]:
+    def of(self, sources: Sequence[Sent], *, seconds: float = PATIENCE) -> list[Read]:
         """The one record that names each source in its headers, in the order of the sources. Raises TimeoutError."""
         wanted = [sent.source for sent in sources]
         deadline = time.monotonic() + seconds

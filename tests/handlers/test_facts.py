@@ -633,7 +633,7 @@ async def test_a_partition_without_room_does_not_stop_the_others(stand_ins: Stan
         assert full.settled == 0
         full.has_room = True
         full.let_go_on()
-        await until(lambda: full.settled == 600, seconds=20)
+        await until(lambda: full.settled == 600)
         await bench.close()
 
 

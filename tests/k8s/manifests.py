@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.patience import PATIENCE
+
 K8S = Path(__file__).parents[2] / "k8s"
 GUIDE = (K8S / "README.md").read_text("utf-8")
 SELECTED = {"app.kubernetes.io/name": "decision-pipeline", "app.kubernetes.io/instance": "decision-pipeline"}
@@ -38,7 +40,7 @@ def built(directory: Path) -> list[Document]:
     """What `kubectl kustomize` makes of a directory. kubectl comes with the packages of the tests."""
     kubectl = Path(sys.executable).parent / "kubectl"
     done = subprocess.run(
-        [str(kubectl), "kustomize", str(directory)], capture_output=True, text=True, timeout=60, env={"HOME": "/"}
+        [str(kubectl), "kustomize", str(directory)], capture_output=True, text=True, timeout=PATIENCE, env={"HOME": "/"}
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -22,9 +22,7 @@ import yaml
 
 from pipeline.errors import StartFailed
 from pipeline.sandbox.processes import Guarded, free_port, until
-
-_ANSWER_SECONDS = 20
-_START_SECONDS = 20
+from tests.patience import PATIENCE
 
 
 class QueryFailed(Exception):
@@ -77,7 +75,7 @@ class Prometheus:
     def _get(self, path: str, **arguments: str) -> Any:
         address = f"{self.address}/api/v1/{path}?{urllib.parse.urlencode(arguments)}"
         try:
-            with self._opener.open(address, timeout=_ANSWER_SECONDS) as answer:
+            with self._opener.open(address, timeout=PATIENCE) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             with error:
@@ -147,13 +145,13 @@ def _wait_until_ready(process: Guarded, address: str) -> None:
         if not process.running:
             return True
         try:
-            with opener.open(address, timeout=_ANSWER_SECONDS) as answer:
+            with opener.open(address, timeout=PATIENCE) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
 
     try:
-        until(ready, timeout=_START_SECONDS, what="Prometheus")
+        until(ready, timeout=PATIENCE, what="Prometheus")
     except TimeoutError as error:
         raise StartFailed(f"{error}\n{process.log_tail(5)}") from error
     if not process.running:

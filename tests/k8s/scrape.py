@@ -30,6 +30,7 @@ from tests.k8s.dashboard import QUERIES, VARIABLES, resolved, selector_and_label
 from tests.k8s.prometheus import Prometheus, QueryFailed, Series, running
 from tests.k8s.prometheus_rule import RULES
 from tests.k8s.promql import exported
+from tests.patience import PATIENCE
 from tests.redis_server import RedisServer
 from tests.support import create_topics, unique_topics, worker_env
 
@@ -75,8 +76,6 @@ EITHER = dict.fromkeys(
     "all requests come in one burst, and how long that takes is up to the machine",
 )
 """Alerts whose expression may hold or not."""
-
-_WAIT_SECONDS = 30
 
 
 class Asked(NamedTuple):
@@ -163,7 +162,7 @@ def under_traffic(scene: Scene, prometheus: Prometheus) -> None:
 def _seen(prometheus: Prometheus, expression: str, value: int) -> None:
     """Wait until an expression has this value."""
     what = f"{expression} = {value}"
-    until(lambda: prometheus.value(expression) == value, timeout=_WAIT_SECONDS, interval=0.2, what=what)
+    until(lambda: prometheus.value(expression) == value, timeout=PATIENCE, interval=0.2, what=what)
 
 
 def _after_a_scrape(prometheus: Prometheus) -> None:
@@ -171,7 +170,7 @@ def _after_a_scrape(prometheus: Prometheus) -> None:
     scrapes = "sum(sum_over_time(up[10m]))"
     before = prometheus.value(scrapes)
     try:
-        until(lambda: prometheus.value(scrapes) > before, timeout=_WAIT_SECONDS, interval=0.2, what="a scrape")
+        until(lambda: prometheus.value(scrapes) > before, timeout=PATIENCE, interval=0.2, what="a scrape")
     except TimeoutError as error:
         raise StartFailed(f"{error}; the target is {prometheus.target()}") from error
 

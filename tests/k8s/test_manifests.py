@@ -38,6 +38,7 @@ from tests.k8s.manifests import (
     pod_of,
     the,
 )
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
@@ -308,7 +309,7 @@ def test_the_links_of_alerts_can_be_made(tmp_path: Path) -> None:
     before = [re.sub(r"(runbook_url: )\S*README", r"\1README", (rules / name).read_text("utf-8")) for name in files]
     for name, text in zip(files, before, strict=True):
         (rules / name).write_text(text, "utf-8")
-    subprocess.run(command, shell=True, check=True, cwd=tmp_path, timeout=10)
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path, timeout=PATIENCE)
     link = "runbook_url: https://git.example.com/decision-pipeline/README"
     after = [text.replace("runbook_url: README", link) for text in before]
     assert [(rules / name).read_text("utf-8") for name in files] == after != before

@@ -24,6 +24,7 @@ from pipeline.kafka.takeover import Takeover
 from pipeline.messages.delivery import RESULT_SOURCE_HEADER, Chunk, Delivery, Result, source_of
 from pipeline.metrics import Metrics
 from pipeline.settings import KafkaSettings
+from tests.patience import PATIENCE
 from tests.support import Broker, Topics
 
 
@@ -140,7 +141,7 @@ async def produce(broker: Broker, topic: str, records: Iterable[tuple[int, bytes
         await producer.stop()
 
 
-async def read(broker: Broker, topic: str, partitions: int, *, count: int, seconds: float = 30) -> list[Record]:
+async def read(broker: Broker, topic: str, partitions: int, *, count: int, seconds: float = PATIENCE) -> list[Record]:
     """All records of a topic: at least `count` of them within the time, and whatever is there by then."""
     lighten_consumers()
     consumer: Any = AIOKafkaConsumer(bootstrap_servers=broker.bootstrap_servers, auto_offset_reset="earliest")

@@ -226,10 +226,10 @@ async def test_on_a_broker_each_kind_of_request_is_seen_to_be_answered(kafka: Br
         monitor.follow("decide", made.client)
         began = time.time()
         await asyncio.wait_for(made.consumer.assigned.wait(), 20)
-        await until(lambda: min(answered(HEARTBEAT), answered(FETCH)) >= began, seconds=20)
+        await until(lambda: min(answered(HEARTBEAT), answered(FETCH)) >= began)
         assert answered(PRODUCE) == 0
         await made.producer.send_and_wait(own.decide_requests, b"{}")
-        await until(lambda: answered(PRODUCE) >= began, seconds=20)
+        await until(lambda: answered(PRODUCE) >= began)
         monitor.look()
         assert monitor.upstream.outages() == []
         assert monitor.upstream.answered_at == max(map(answered, REQUESTS))

@@ -29,6 +29,7 @@ from tests.kafka.member import (
     read,
     sources,
 )
+from tests.patience import PATIENCE, stretched
 from tests.settled import until
 from tests.support import Broker, TopicMaker, Topics
 
@@ -118,10 +119,10 @@ async def test_no_more_is_taken_while_results_wait_for_kafka_and_each_answer_of_
     await produce(kafka, own.decide_requests, numbered(400))
     large = Large()
     # No heartbeat comes between, which would have the member look again as well.
-    rare = {"session_timeout": 90, "heartbeat_interval": 25}
+    rare = {"session_timeout": 9 * PATIENCE, "heartbeat_interval": 3 * PATIENCE}
     settings = kafka_settings(kafka, group_id=own.decide_requests, chunk_records=10, **rare)
     async with member(settings, own, lambda _: large) as one:
-        await until(lambda: large.taken == 400, seconds=20)
+        await until(lambda: large.taken == 400)
         for chunk, result in large.first:
             chunk.publish([result])
         await read(kafka, own.decide_results, 4, count=400)
@@ -182,7 +183,7 @@ async def test_a_release_during_an_opening_commits_nothing(kafka: Broker, topics
             return {}
 
         second.takeover.open = never  # type: ignore[method-assign]
-        await asyncio.wait_for(opening.wait(), 20)
+        await asyncio.wait_for(opening.wait(), PATIENCE)
         await second.consumer.stop(polite=5)
         offsets = await committed(second.admin, f"{settings.group_id}.decide", own, 2)
     assert {offset.offset for offset in offsets.values()} == {50}
@@ -200,9 +201,7 @@ async def test_an_idle_partition_does_not_lag_behind_markers_of_transactions(kaf
     lag = {"role": "decide", "topic": own.decide_requests, "partition": "0"}
     async with member(settings, own, lambda _: Echo(), partitions=1) as one:
         await read(kafka, own.decide_results, 1, count=1)
-        await until(
-            lambda: one.metrics.registry.get_sample_value("decision_pipeline_lag_records", lag) == 0, seconds=20
-        )
+        await until(lambda: one.metrics.registry.get_sample_value("decision_pipeline_lag_records", lag) == 0)
         await one.consumer.stop(polite=5)
         offsets = await committed(one.admin, f"{settings.group_id}.decide", own, 1)
     assert offsets[0].offset == 2
@@ -215,7 +214,7 @@ async def test_a_member_that_polls_is_not_said_to_be_silent(kafka: Broker, topic
     own = await topics(partitions=1)
     settings = kafka_settings(kafka, group_id=own.decide_requests)
     async with member(settings, own, lambda _: Echo(), partitions=1) as one:
-        await asyncio.wait_for(one.consumer.assigned.wait(), 20)
+        await asyncio.wait_for(one.consumer.assigned.wait(), PATIENCE)
         before = one.consumer.polled_at
         await produce(kafka, own.decide_requests, numbered(1, 1))
         await read(kafka, own.decide_results, 1, count=1)
@@ -232,7 +231,7 @@ async def test_a_member_whose_heartbeats_fail_publishes_nothing_until_they_succe
     own = await topics(partitions=1)
     settings = kafka_settings(kafka, group_id=own.decide_requests)
     async with member(settings, own, lambda _: Echo(), partitions=1) as one:
-        await asyncio.wait_for(one.consumer.assigned.wait(), 20)
+        await asyncio.wait_for(one.consumer.assigned.wait(), PATIENCE)
         coordinator: Any = one.client._coordinator
         heartbeat = coordinator._do_heartbeat
         one.lease.renew(time.monotonic() - 3600)
@@ -272,7 +271,7 @@ async def test_suspects_go_one_at_a_time_across_the_chunks_of_several_polls(kafk
     settings = kafka_settings(kafka, group_id=own.decide_requests, chunk_records=10)
     tp = TopicPartition(own.decide_requests, 0)
     async with member(settings, own, lambda _: Echo(), partitions=1) as one:
-        await asyncio.wait_for(one.consumer.assigned.wait(), 20)
+        await asyncio.wait_for(one.consumer.assigned.wait(), PATIENCE)
         await read(kafka, own.decide_results, 1, count=60)
         await one.consumer.stop(polite=5)
     await produce(kafka, own.decide_requests, numbered(60, 1))
@@ -365,8 +364,8 @@ async def test_a_stop_and_a_hook_that_give_partitions_back_at_once_end_both_and_
     keeps = Keeps()
     async with member(settings, own, lambda _: keeps, partitions=2) as one:
         gate = Gate(one)
-        await asyncio.wait_for(gate.reached.wait(), 20)
-        await until(lambda: keeps.kept == {(0, 1), (1, 1)}, seconds=20)
+        await asyncio.wait_for(gate.reached.wait(), PATIENCE)
+        await until(lambda: keeps.kept == {(0, 1), (1, 1)})
         # A heartbeat would wake whoever waits, sooner or later.
         one.lease.on_renewal = lambda: None
         owned = one.client.assignment()
@@ -380,7 +379,7 @@ async def test_a_stop_and_a_hook_that_give_partitions_back_at_once_end_both_and_
             await asyncio.sleep(0)
         assert not any(task.done() for task in both), "what was handed to Kafka is waited for"
         gate.open()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(stretched(10)):
             await asyncio.gather(*both)
         assert not one.consumer.partitions
         offsets = await committed(one.admin, f"{settings.group_id}.decide", own, 2)
@@ -394,7 +393,7 @@ async def test_partitions_that_are_assigned_during_a_stop_are_not_opened(kafka: 
     settings = kafka_settings(kafka, group_id=own.decide_requests)
     keeps = Keeps()
     async with member(settings, own, lambda _: keeps, partitions=1) as one:
-        await until(lambda: keeps.kept, seconds=20)
+        await until(lambda: keeps.kept)
         (before,) = one.consumer.partitions
         stopping = asyncio.create_task(one.consumer.stop(polite=0.5))
         await until(lambda: not before.open)

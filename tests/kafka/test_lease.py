@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.kafka.lease import Lease
+from tests.patience import PATIENCE
 
 SECONDS = 5.0
 
@@ -87,7 +88,7 @@ async def test_who_waits_goes_on_with_a_renewal_that_holds_and_not_with_one_that
 ) -> None:
     told: list[float] = []
     lease.on_renewal = lambda: told.append(clock.now)
-    await asyncio.wait_for(lease.valid(), 1)
+    await asyncio.wait_for(lease.valid(), PATIENCE)
     clock.now += 60
     waiting = [asyncio.create_task(lease.valid()) for _ in range(2)]
     await asyncio.sleep(0)
@@ -96,5 +97,5 @@ async def test_who_waits_goes_on_with_a_renewal_that_holds_and_not_with_one_that
         await asyncio.sleep(0)
     assert not any(task.done() for task in waiting)
     lease.renew()
-    await asyncio.wait_for(asyncio.gather(*waiting), 1)
+    await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE)
     assert len(told) == 2

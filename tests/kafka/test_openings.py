@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from pipeline.kafka import client, openings
 from pipeline.kafka.partition import Opening
 from tests.kafka.member import Echo, Member, kafka_settings, member, produce, read, sources
+from tests.patience import PATIENCE
 from tests.settled import until
 from tests.support import Broker, TopicMaker, add_partitions
 
@@ -34,7 +35,7 @@ def opened(one: Member) -> list[int]:
 
 async def see_partitions(one: Member, count: int) -> None:
     """Have the member look at the topics' partitions now, as it does twice a minute, until it owns so many."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while len(one.consumer.partitions) < count:
             await one.client._client.force_metadata_update()
             await asyncio.sleep(0.1)
@@ -100,12 +101,12 @@ async def test_each_blocked_partition_goes_on_when_its_own_results_partition_is_
     with capture_logs() as logs:
         async with member(settings, own, lambda _: Echo(), partitions=2) as one:
             await read(kafka, own.decide_results, 2, count=2)
-            await until(lambda: blocked(one) == [2, 3], seconds=10)
+            await until(lambda: blocked(one) == [2, 3])
             # Who waits for nothing is ready: a blocked partition must not hold up a roll-out.
             assert one.consumer.assigned.is_set()
             for count, left in ((3, [3]), (4, [])):
                 await add_partitions(kafka.bootstrap_servers, own.decide_results, count)
-                await until(lambda left=left: blocked(one) == left, seconds=10)  # type: ignore[misc]
+                await until(lambda left=left: blocked(one) == left)  # type: ignore[misc]
                 await read(kafka, own.decide_results, count, count=count)
             assert opened(one) == [0, 1, 2, 3]
             results = await read(kafka, own.decide_results, 4, count=4)
@@ -123,7 +124,7 @@ async def test_what_was_published_of_a_blocked_partition_is_not_published_again(
     await produce(kafka, own.decide_requests, [(1, b"user", b"first"), (1, b"user", b"second")])
     settings = kafka_settings(kafka, group_id=own.decide_requests)
     async with member(settings, own, lambda _: Echo(), partitions=1) as slow:
-        await until(lambda: blocked(slow) == [1], seconds=20)
+        await until(lambda: blocked(slow) == [1])
         counts = Counts(slow)
         await add_partitions(kafka.bootstrap_servers, own.decide_results, 2)
         # Another owner, which began later and saw the partition at once: it published, and died before its commit.
@@ -148,7 +149,7 @@ async def test_a_broker_that_does_not_answer_blocks_nothing_and_is_asked_again(
         # It began when the results had one partition.
         async with member(settings, own, lambda _: Echo(), partitions=1) as one:
             counts = Counts(one)
-            await until(lambda: counts.asked >= 3, seconds=20)
+            await until(lambda: counts.asked >= 3)
             assert (opened(one), blocked(one)) == ([0], [])
             counts.answers.set()
             await read(kafka, own.decide_results, 2, count=2)
@@ -165,9 +166,9 @@ async def test_nothing_is_asked_or_opened_of_a_blocked_partition_that_was_given_
     await produce(kafka, own.decide_requests, [(1, b"user", b"1")])
     settings = kafka_settings(kafka, group_id=own.decide_requests)
     async with member(settings, own, lambda _: Echo(), partitions=1) as one:
-        await until(lambda: blocked(one) == [1], seconds=20)
+        await until(lambda: blocked(one) == [1])
         counts = Counts(one)
-        await until(lambda: counts.asked, seconds=10)
+        await until(lambda: counts.asked)
         owned = one.client.assignment()
         await one.consumer.on_partitions_revoked(owned)
         await add_partitions(kafka.bootstrap_servers, own.decide_results, 2)
@@ -185,7 +186,7 @@ async def test_a_partition_given_back_while_it_is_unblocked_is_not_resumed(kafka
     await produce(kafka, own.decide_requests, [(1, b"user", b"1")])
     settings = kafka_settings(kafka, group_id=own.decide_requests)
     async with member(settings, own, lambda _: Echo(), partitions=1) as one:
-        await until(lambda: blocked(one) == [1], seconds=20)
+        await until(lambda: blocked(one) == [1])
         scanned, go_on, scan = asyncio.Event(), asyncio.Event(), one.takeover.open
 
         async def late(partitions: Collection[TopicPartition]) -> dict[TopicPartition, Opening]:
@@ -196,7 +197,7 @@ async def test_a_partition_given_back_while_it_is_unblocked_is_not_resumed(kafka
 
         one.takeover.open = late  # type: ignore[method-assign]
         await add_partitions(kafka.bootstrap_servers, own.decide_results, 2)
-        await asyncio.wait_for(scanned.wait(), 10)
+        await asyncio.wait_for(scanned.wait(), PATIENCE)
         (waiting,) = [partition for partition in one.consumer.partitions if partition.tp.partition == 1]
         await one.consumer.on_partitions_revoked(one.client.assignment())
         go_on.set()

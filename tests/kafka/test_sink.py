@@ -24,6 +24,7 @@ from pipeline.messages.delivery import Result
 from pipeline.settings import KafkaSettings
 from tests.handlers.chunks import new_metrics, value
 from tests.kafka.member import kafka_settings, read
+from tests.patience import PATIENCE
 from tests.settled import until
 from tests.support import Broker, TopicMaker, add_partitions
 
@@ -416,7 +417,7 @@ async def test_bytes_are_counted_until_they_are_acknowledged(bench: Bench) -> No
         await bench.handed_over(number + 1)
         left.append(lane.octets)
         bench.producer.written(number, 2 * number)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         await lane.flush()
     # Two of the large ones fill a batch.
     assert bench.producer.sizes == [2, 2, 1]
@@ -445,7 +446,7 @@ async def test_nothing_is_handed_over_while_the_lease_has_lapsed(bench: Bench) -
     lane.discard()
     await asyncio.sleep(0)
     bench.producer.written(1, 1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         await lane.flush()
     assert bench.log == [("a", 1, 0), ("b", 1, 1), ("c", 1, 1)]
 
@@ -457,7 +458,7 @@ async def test_what_waits_for_the_lease_can_be_discarded_and_the_lane_goes_on_af
     lane.extend(results(3, size=2000), bench.receipt("a"))
     await until(lambda: lane._waits_for_lease)
     lane.discard()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(PATIENCE):
         await lane.flush()
     assert (lane.octets, lane.sending) == (0, False)
     bench.lease.renew()
@@ -483,7 +484,7 @@ async def test_what_kafka_was_given_is_waited_for_and_only_the_rest_discarded(be
         async with asyncio.timeout(0.01):
             await lane.flush()
     bench.producer.written(0, 3)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(PATIENCE):
         await lane.flush()
     assert bench.log == [("a", 1, 3)]
     assert (bench.producer.sizes, lane.octets, lane.end) == ([1], 0, 4)
@@ -570,7 +571,7 @@ async def test_on_a_broker_a_batch_outlives_a_partition_without_a_leader(kafka: 
                 await sink.flush()
         assert (failures, log, sink.sending) == ([], [], True)
         cluster.leader_for_partition = leader
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             await sink.flush()
         assert (failures, log) == ([], [("a", 3, 0)])
     finally:
@@ -590,12 +591,12 @@ async def test_on_a_broker_a_topic_that_grew_is_counted_by_its_producer_which_th
         # Metadata of all topics of a cluster may be megabytes, each time.
         assert producer.client._topics == {own.decide_results}
         await add_partitions(kafka.bootstrap_servers, own.decide_results, 3)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while sink.partitions < 3:
                 assert await sink.recount()
                 await asyncio.sleep(0.05)
         sink.lane(2).extend(results(3), Receipts(log, "a"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             await sink.flush()
         assert log == [("a", 3, 0)]
     finally:

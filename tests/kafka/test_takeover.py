@@ -19,6 +19,7 @@ from pipeline.kafka.partition import Opening
 from pipeline.kafka.takeover import Takeover
 from pipeline.metrics import Metrics
 from tests.kafka.member import commit, kafka_settings, produce
+from tests.patience import PATIENCE
 from tests.support import Broker, TopicMaker, Topics
 
 GROUP = "decide"
@@ -70,7 +71,7 @@ class Openings:
 
 async def coordinated(admin: AIOKafkaAdminClient) -> None:
     """Wait until a new broker has made its topic of offsets."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while True:
             try:
                 await admin.find_coordinator(GROUP)

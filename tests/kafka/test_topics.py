@@ -15,6 +15,7 @@ from pipeline.kafka import client
 from pipeline.kafka.topics import check_topics, create_topics, describe_topics
 from pipeline.settings import ROLES, KafkaSettings, TopicsSettings
 from tests.kafka.member import kafka_settings
+from tests.patience import PATIENCE
 from tests.support import Broker, delete_topics, unique_topics
 
 
@@ -31,7 +32,7 @@ class Named:
 
     async def shown(self, *names: str) -> None:
         """Wait until the broker shows topics that the controller has just made."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while not all(one["partitions"] for one in await self.admin.describe_topics(list(names))):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 

@@ -21,6 +21,7 @@ from pipeline.logx.payload import Envelope
 from pipeline.metrics import Metrics
 from pipeline.settings import LogxSettings
 from pipeline.transport import Transport
+from tests.patience import PATIENCE
 from tests.settled import Record, RecordingChunk, until
 
 US = Envelope("1", "2", "42", True, "US")
@@ -63,7 +64,7 @@ class Bench:
         return records
 
     async def drain(self) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             await self.logx.drain()
 
     def held(self, reason: str) -> float | None:

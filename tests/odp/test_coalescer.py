@@ -17,6 +17,7 @@ from pipeline.odp.graphql import Outcome
 from pipeline.outage import Upstream
 from pipeline.settings import OdpSettings
 from tests.handlers.chunks import new_metrics
+from tests.patience import PATIENCE
 
 MOST = 7
 
@@ -61,7 +62,7 @@ class Service:
         asked = [Asked(f"user-{number}") for number in range(users)]
         for question in asked:
             self.coalescer.add(question)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.gather(*(question.answered for question in asked))
 
     async def wants_full_queries(self, times: int) -> None:

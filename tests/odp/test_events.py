@@ -16,6 +16,7 @@ from pipeline.limits import Backoff
 from pipeline.messages.events import OdpEvent
 from pipeline.odp.events import OdpEvents, render_event
 from tests.odp.stand_in import UNSENDABLE, Account, Odp, Parts, parts
+from tests.patience import PATIENCE
 from tests.settled import Record, RecordingChunk, until
 
 
@@ -41,7 +42,7 @@ async def made_of(odp: Odp, **settings: Any) -> AsyncIterator[tuple[OdpEvents, P
 
 
 async def drained(events: OdpEvents) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         await events.drain()
 
 

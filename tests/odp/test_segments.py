@@ -21,6 +21,7 @@ from pipeline.odp.segments import REASONS, Segments
 from pipeline.settings import OdpSettings
 from pipeline.transport import Transport
 from tests.odp.stand_in import UNSENDABLE, Account, Odp, Parts, parts
+from tests.patience import PATIENCE, stretched
 from tests.settled import until
 
 NAMES = [f"user-{number}" for number in range(200)]
@@ -156,7 +157,7 @@ async def test_cancelled_waiter_leaves_the_others_alone() -> None:
 @pytest.mark.asyncio
 async def test_lone_user_waits_while_a_query_is_under_way_but_not_longer_than_the_linger() -> None:
     gate = asyncio.Event()
-    async with made_of(Odp(people=everyone(NAMES, []), gate=gate), max_linger=0.2) as made:
+    async with made_of(Odp(people=everyone(NAMES, []), gate=gate), max_linger=0.5) as made:
         made.fetch("user-1")
         await until(lambda: made.odp.queries)
         started = asyncio.get_running_loop().time()
@@ -164,25 +165,31 @@ async def test_lone_user_waits_while_a_query_is_under_way_but_not_longer_than_th
         await asyncio.sleep(0.01)
         made.fetch("user-3")
         await until(lambda: len(made.odp.queries) == 2)
-        assert asyncio.get_running_loop().time() - started >= 0.199
+        assert asyncio.get_running_loop().time() - started >= 0.499
         assert made.odp.queries == [["user-1"], ["user-2", "user-3"]]
+
+
+@pytest.mark.asyncio
+async def test_full_query_goes_at_once_while_another_is_under_way() -> None:
+    gate = asyncio.Event()
+    async with made_of(Odp(people=everyone(NAMES, []), gate=gate), max_linger=10 * PATIENCE) as made:
+        made.fetch("user-1")
+        await until(lambda: made.odp.queries)
         for number in range(10, 20):
             made.fetch(f"user-{number}")
-        started = asyncio.get_running_loop().time()
-        await until(lambda: len(made.odp.queries) == 3)
-        assert len(made.odp.queries[2]) == 10
-        assert asyncio.get_running_loop().time() - started < 0.199
+        await until(lambda: len(made.odp.queries) == 2)
+        assert len(made.odp.queries[1]) == 10
 
 
 @pytest.mark.asyncio
 async def test_query_goes_when_the_one_under_way_ends() -> None:
     gate = asyncio.Event()
-    async with made_of(Odp(people=everyone(NAMES, []), gate=gate), max_linger=4) as made:
+    async with made_of(Odp(people=everyone(NAMES, []), gate=gate), max_linger=10 * PATIENCE) as made:
         one = made.fetch("user-1")
         await until(lambda: made.odp.queries)
         two, three = made.fetch("user-2"), made.fetch("user-3")
         gate.set()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE):
             await asyncio.gather(one, two, three)
         assert made.odp.queries == [["user-1"], ["user-2", "user-3"]]
 
@@ -407,7 +414,7 @@ async def test_longer_outage_ends_at_the_deadline_with_few_requests() -> None:
         started = asyncio.get_running_loop().time()
         futures = [made.fetch(name) for name in NAMES[:100]]
         assert {await failure(future) for future in futures} == {"unavailable"}
-        assert 0.59 <= asyncio.get_running_loop().time() - started < 2
+        assert 0.59 <= asyncio.get_running_loop().time() - started < stretched(2)
         # 4 at once until the pause, then one at a time, 25 to 50 ms apart.
         assert len(made.odp.queries) < 40
         assert made.failures("unavailable") == 100
@@ -478,7 +485,6 @@ async def test_silence_ends_at_the_deadline_of_each_waiter() -> None:
         late = made.fetch("ann")
         assert await failure(early) == "timeout"
         assert asyncio.get_running_loop().time() - started >= 0.29
-        assert not late.done()
         assert await failure(late) == "timeout"
         assert asyncio.get_running_loop().time() - started >= 0.49
         assert made.odp.asked == ["ann"]

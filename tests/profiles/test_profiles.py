@@ -22,6 +22,7 @@ from pipeline.profiles import Profile, make_profiles, shared
 from pipeline.profiles.memory import MemoryProfiles
 from pipeline.profiles.shared import RedisProfiles
 from pipeline.settings import ProfilesSettings
+from tests.patience import PATIENCE, stretched
 from tests.redis_server import RedisServer
 from tests.settled import until
 
@@ -55,7 +56,7 @@ async def opened(redis: RedisServer, *, user: str = "", **settings: Any) -> Asyn
 
 async def answering(made: Opened) -> None:
     """Until Redis is asked again after an outage."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while await made.one("anyone") is None:  # noqa: ASYNC110 - a pause of its own, of a second
             await asyncio.sleep(0.02)
 
@@ -147,7 +148,7 @@ async def test_while_redis_is_away_nobody_waits_for_long_and_it_is_used_again_wh
         await made.profiles.save([("ann", {"1": "a"})])
         redis.hold() if how == "held" else redis.stop()
         try:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(stretched(2)):
                 assert await made.profiles.lookup(["ann", "bob"]) == [None, None]
                 # Right after it nothing is asked for: the next hundred do not wait at all.
                 assert [await made.one("ann") for _ in range(100)] == [None] * 100
@@ -160,7 +161,7 @@ async def test_while_redis_is_away_nobody_waits_for_long_and_it_is_used_again_wh
             redis.go_on() if how == "held" else redis.start()
         await answering(made)
         assert await made.one("ann") == ({"1": "a"} if how == "held" else {})
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while await made.one("ann") != {"1": "c"}:
                 await made.profiles.save([("ann", {"1": "c"})])
                 await asyncio.sleep(0.02)
@@ -253,7 +254,7 @@ async def test_one_who_gives_up_takes_the_answer_from_nobody(redis: RedisServer,
             impatient.cancel()
             if answered:
                 redis.go_on()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(stretched(5)):
                 assert await patient == ({} if answered else None)
         finally:
             redis.go_on()
@@ -269,7 +270,7 @@ async def test_a_defect_is_told_to_the_loop_and_is_nobodys_answer(redis: RedisSe
         with pytest.raises(asyncio.CancelledError):
             await made.profiles.save([("ann", odd)])
         assert [type(one["exception"]) for one in told] == [TypeError]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await made.profiles.save([("ann", {"1": "a"})])
         assert await made.one("ann") == {"1": "a"}
 
@@ -393,5 +394,5 @@ async def test_settings_that_do_not_fit(settings: dict[str, Any], told: str) -> 
 
 async def test_a_worker_without_profiles_does_not_load_the_client() -> None:
     script = "import sys, pipeline.assembly; sys.exit('redis' in sys.modules)"
-    ended = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", script], check=False, timeout=60)
+    ended = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", script], check=False, timeout=PATIENCE)
     assert ended.returncode == 0

@@ -150,9 +150,9 @@ def test_fifty_megabytes_are_read_soon(section: str) -> None:
     entry = {"id": "1", "key": "k", "name": "n", "conditions": ["or"], "pad": "x" * 2000}
     raw = orjson.dumps(MINIMAL | {section: [entry] * (50 * 1024**2 // len(orjson.dumps(entry)))})
     assert len(raw) > 49 * 1024**2
-    started = time.perf_counter()
+    started = time.process_time()
     assert compile_datafile(raw).revision == "1"
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
     # In KiB on Linux. The bytes, the document, and what else the run of tests holds.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 * 1024**2
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pipeline.sandbox import project_data as data
+from tests.patience import PATIENCE
 
 KEY = {"x-api-key": data.API_KEYS[data.PRODUCTION], "Content-Type": "application/json"}
 
@@ -27,7 +28,7 @@ def call(url: str, document: object = None, headers: Mapping[str, str] | None = 
     body = None if document is None else json.dumps(document).encode()
     request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json", **(headers or {})})
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return Answered(answer.status, dict(answer.headers), answer.read())
     except urllib.error.HTTPError as error:
         with error:

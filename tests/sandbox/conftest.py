@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,8 +26,8 @@ def pipeline(own_temporary_directory: Path) -> Iterator[Callable[..., Terminal]]
     """`pipeline("demo", "--kill")` runs the command; it leaves nothing in the directory, and nothing running."""
     running: list[Terminal] = []
 
-    def run(*arguments: str) -> Terminal:
-        running.append(Terminal(*arguments))
+    def run(*arguments: str, before: Sequence[str] = ()) -> Terminal:
+        running.append(Terminal(*arguments, before=before))
         return running[-1]
 
     yield run

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.sandbox import project_data as data
 from pipeline.sandbox.processes import SERVICES, StandIns, until
+from tests.patience import PATIENCE
 from tests.sandbox.calls import KEY, Answered, call
 from tests.sandbox.test_stand_ins import GOOD, event, payload, visitor
 
@@ -59,7 +60,7 @@ def test_of_an_order_with_a_mistake_nothing_is_done_and_the_mistake_is_told(
 def test_an_order_that_is_no_json_is_told(stand_ins: StandIns) -> None:
     request = urllib.request.Request(f"{stand_ins.address('cdn')}/control", data=b"{")
     with pytest.raises(urllib.request.HTTPError, match="400") as refused:
-        urllib.request.urlopen(request, timeout=5)
+        urllib.request.urlopen(request, timeout=PATIENCE)
     with refused.value as answer:
         assert json.load(answer)["error"].startswith("not JSON: ")
 
@@ -98,7 +99,7 @@ def _raw(stand_ins: StandIns, method: str, **headers: str) -> tuple[int, bytes]:
     named = {name.replace("_", "-"): text for name, text in headers.items()}
     request = urllib.request.Request(url, headers=named, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return answer.status, answer.read()
     except urllib.request.HTTPError as error:
         with error:
@@ -132,7 +133,7 @@ def test_a_held_request_whose_client_hung_up_is_not_unanswered(stand_ins: StandI
     with socket.create_connection(("127.0.0.1", port)) as client:
         head = "POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        until(lambda: stand_ins.ledger("logx")["unanswered"] == 1, timeout=5, what="a held answer")
-    until(lambda: stand_ins.ledger("logx")["unanswered"] == 0, timeout=5, what="nobody waiting")
+        until(lambda: stand_ins.ledger("logx")["unanswered"] == 1, timeout=PATIENCE, what="a held answer")
+    until(lambda: stand_ins.ledger("logx")["unanswered"] == 0, timeout=PATIENCE, what="nobody waiting")
     assert stand_ins.ledger("logx")["distinct"] == 2, "what was taken stays taken"
     assert stand_ins.control("logx")["hold_answers"] is True

@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
-from tests.sandbox.terminal import Terminal, descendants, example_for_kcat, is_java, paste_example
+from tests.patience import PATIENCE, stretched
+from tests.processes import descendants
+from tests.sandbox.terminal import Terminal, example_for_kcat, is_java, paste_example
 from tests.sandbox.test_services import LAST, pasted
 from tests.test_readme import blocks
 
@@ -25,7 +27,6 @@ TITLE = "Your first request"
 OWN_WORKER = "A worker of your own"
 OFFLINE = "Deciding offline"
 _SHOWN_BROKER = "127.0.0.1:9092"
-_ANSWER_SECONDS = 20
 needs_kcat = pytest.mark.skipif(shutil.which("kcat") is None, reason="kcat is not installed")
 
 
@@ -41,13 +42,13 @@ def staying_up(pipeline: Callable[..., Terminal]) -> Iterator[tuple[str, str, Te
     assert found is not None
     yield said, found[1], terminal
     if terminal.process.poll() is None:
-        assert terminal.interrupt() < 10
+        assert terminal.interrupt() < stretched(10)
         assert terminal.process.returncode == 0
 
 
 def paste(words: list[str], text: str) -> str:
     """Run the text; what it printed. It must end well and complain of nothing."""
-    done = subprocess.run(words, input=text, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(words, input=text, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -56,14 +57,16 @@ def pasted_until_it_answers(script: str) -> str:
     """Paste commands whose last line reads: what that printed, pasted again until the result is there."""
     sending, reading = script.rstrip("\n").rsplit("\n", 1)
     assert paste(["sh", "-eu"], sending) == ""
-    deadline = time.monotonic() + _ANSWER_SECONDS
+    deadline = time.monotonic() + PATIENCE
     while True:
         # A grep that finds nothing ends with 1, and that is no mistake yet.
-        done = subprocess.run(["sh", "-u"], input=reading, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            ["sh", "-u"], input=reading, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
         assert done.stderr == ""
         if done.stdout:
             return done.stdout
-        assert time.monotonic() < deadline, f"no answer within {_ANSWER_SECONDS} s"
+        assert time.monotonic() < deadline, f"no answer within {PATIENCE} s"
 
 
 def the_answer(lines: str) -> dict[str, Any]:

@@ -8,24 +8,22 @@ import textwrap
 
 import pytest
 
+from tests.patience import PATIENCE
+from tests.processes import IN_THE_BACKGROUND, ignoring
+
 HEAD = """
     import asyncio, signal
     from pipeline.sandbox.interrupts import Interrupts
     press = signal.raise_signal
 """
-# Whoever runs the tests may have had them ignored: nohup, or a shell that started them in the background.
-HEARD = """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-"""
 
 
 def said(program: str, *before: str) -> tuple[int, str]:
     """Exit code and output, of a process of its own: what it does to signals stays there."""
-    head = HEAD if before else HEAD + HEARD
-    command = [*before, sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(program)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False)
+    command = [*before, sys.executable, "-c", textwrap.dedent(HEAD) + textwrap.dedent(program)]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -132,10 +130,24 @@ def test_a_signal_just_before_a_process_is_started_leaves_every_handler_as_it_wa
     assert said(program) == (0, "129 True\n")
 
 
-def test_a_signal_that_is_ignored_stays_so() -> None:
-    program = """
+@pytest.mark.parametrize(
+    ("before", "name"), [(("nohup",), "SIGHUP"), (IN_THE_BACKGROUND, "SIGINT")], ids=["nohup", "in the background"]
+)
+def test_a_signal_that_is_ignored_stays_so(before: tuple[str, ...], name: str) -> None:
+    program = f"""
         with Interrupts() as interrupts:
-            press(signal.SIGHUP)
+            press(signal.{name})
         print(interrupts.status)
     """
-    assert said(program, "nohup") == (0, "0\n")
+    assert said(program, *before) == (0, "0\n")
+
+
+def test_sigterm_is_heard_even_where_the_starter_ignores_it() -> None:
+    program = """
+        with Interrupts() as interrupts:
+            try:
+                press(signal.SIGTERM)
+            except KeyboardInterrupt:
+                print(interrupts.status)
+    """
+    assert said(program, *ignoring("TERM")) == (0, "143\n")

@@ -16,6 +16,7 @@ import pytest
 from pipeline.errors import StartFailed
 from pipeline.sandbox import kafka_jars
 from pipeline.sandbox.kafka_jars import Jar, ensure_downloaded, pinned_jars
+from tests.patience import PATIENCE
 from tests.sandbox.terminal import Terminal
 
 CONTENT = {"org.example:one:1.0": b"one" * 1000, "org.example.deep:two_2.13:2.1": b"two" * 500}
@@ -152,7 +153,7 @@ def test_another_process_may_remove_its_download_while_old_ones_are_looked_for(
 def test_what_a_killed_download_left_is_removed_after_a_day(cache: Path) -> None:
     for name, age in (("download-old", 2 * 86_400), ("download-new", 60)):
         (cache / name).mkdir(parents=True)
-        subprocess.run(["touch", "-d", f"{age} seconds ago", str(cache / name)], check=True, timeout=10)
+        subprocess.run(["touch", "-d", f"{age} seconds ago", str(cache / name)], check=True, timeout=PATIENCE)
     ensure_downloaded()
     assert not (cache / "download-old").exists()
     assert (cache / "download-new").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -19,6 +20,8 @@ from pipeline.errors import StartFailed
 from pipeline.sandbox import kafka as kafka_module
 from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.processes import free_port, until
+from tests.patience import PATIENCE
+from tests.processes import is_running
 from tests.support import Broker, TopicMaker, add_listener_with_password
 
 
@@ -41,7 +44,7 @@ async def _read(bootstrap_servers: str, topic: str, count: int) -> list[tuple[by
     await consumer.start()
     try:
         consumer.assign([TopicPartition(topic, 0)])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             records = [await consumer.getone() for _ in range(count)]
     finally:
         await consumer.stop()
@@ -113,8 +116,8 @@ def test_a_broker_dies_with_its_starter_and_leaves_no_data(tmp_path: Path) -> No
         os.kill(int(pid), 0)
         assert Path(home).is_dir()
         starter.send_signal(signal.SIGKILL)
-    until(lambda: not Path(f"/proc/{pid}").exists(), timeout=10, what="the end of the broker")
-    until(lambda: not Path(home).exists(), timeout=10, what="the removal of its data")
+    until(lambda: not is_running(int(pid)), timeout=PATIENCE, what="the end of the broker")
+    until(lambda: not Path(home).exists(), timeout=PATIENCE, what="the removal of its data")
 
 
 def test_a_broker_that_cannot_start_says_why() -> None:
@@ -142,5 +145,9 @@ def test_java_home_is_used_where_no_wheel_exists(monkeypatch: pytest.MonkeyPatch
     assert kafka_module.java_command() == str(java)
 
 
-def test_free_ports_differ() -> None:
-    assert free_port() != free_port()
+def test_a_free_port_is_for_a_server_that_asks_for_it_and_for_nobody_else() -> None:
+    port = free_port()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    with socket.create_server(("127.0.0.1", port)):
+        assert free_port() != port

@@ -18,6 +18,7 @@ from pipeline.sandbox import project_data as data
 from pipeline.sandbox.odp_fast import shape_of
 from pipeline.sandbox.odp_people import People
 from pipeline.sandbox.processes import StandIns
+from tests.patience import PATIENCE
 from tests.sandbox.calls import KEY, Answered, call
 
 _TWO = """query($a:[String],$u0:String,$u1:String){
@@ -337,7 +338,7 @@ def test_ten_thousand_users_take_less_than_a_second_of_one_core(fast: StandIns) 
     for start in range(0, len(people), 50):
         variables = {f"u{place}": user for place, user in enumerate(people[start : start + 50])}
         bodies.append(json.dumps({"query": _many(50), "variables": variables | {"a": list(data.SEGMENTS)}}))
-    connection = HTTPConnection(fast.odp_host.removeprefix("http://"), timeout=10)
+    connection = HTTPConnection(fast.odp_host.removeprefix("http://"), timeout=PATIENCE)
     with closing(connection):
         spent = _cpu_seconds(fast.pid("odp"))
         for body in bodies:

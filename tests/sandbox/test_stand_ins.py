@@ -18,6 +18,8 @@ from pipeline.errors import StartFailed
 from pipeline.sandbox import processes
 from pipeline.sandbox import project_data as data
 from pipeline.sandbox.processes import SERVICES, Guarded, StandIns, free_port, until
+from tests.patience import PATIENCE
+from tests.processes import is_running
 from tests.sandbox.calls import Answered, call
 
 
@@ -321,7 +323,7 @@ def test_a_held_answer_was_taken_and_comes_when_it_is_released(stand_ins: StandI
     stand_ins.control("logx", hold_answers=True)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(call, stand_ins.logx_url, GOOD)
-        until(lambda: stand_ins.ledger("logx")["unanswered"] == 1, timeout=5, what="a held answer")
+        until(lambda: stand_ins.ledger("logx")["unanswered"] == 1, timeout=PATIENCE, what="a held answer")
         assert stand_ins.ledger("logx")["distinct"] == 2
         assert not answer.done()
         stand_ins.control("logx", hold_answers=False)
@@ -343,7 +345,7 @@ def test_a_stand_in_imports_nothing_of_the_worker(service: str) -> None:
         print(sorted(name for name in own if not name.startswith("pipeline.sandbox")))
     """
     found = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=PATIENCE, check=True
     )
     assert found.stdout.strip() == "[]"
 
@@ -355,7 +357,7 @@ def test_a_stand_in_ends_with_its_standard_input() -> None:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["service"] == "cdn"
         process.stdin.close()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_ports_are_chosen_and_a_port_in_use_is_told_in_one_line() -> None:
@@ -367,7 +369,7 @@ def test_ports_are_chosen_and_a_port_in_use_is_told_in_one_line() -> None:
         assert "Traceback" not in str(told.value)
         assert running.ended == ()
         os.kill(running.pid("logx"), signal.SIGKILL)
-        until(lambda: running.ended == ("logx",), timeout=5, what="its end")
+        until(lambda: running.ended == ("logx",), timeout=PATIENCE, what="its end")
 
 
 def test_stand_ins_die_with_their_starter() -> None:
@@ -386,16 +388,8 @@ def test_stand_ins_die_with_their_starter() -> None:
         *pids, directory = starter.stdout.readline().split()
         assert len(pids) == len(SERVICES)
         starter.send_signal(signal.SIGKILL)
-    until(lambda: not any(_exists(int(pid)) for pid in pids), timeout=10, what="the end of the stand-ins")
-    until(lambda: not Path(directory).exists(), timeout=10, what="the removal of their logs")
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    until(lambda: not any(is_running(int(pid)) for pid in pids), timeout=PATIENCE, what="the end of the stand-ins")
+    until(lambda: not Path(directory).exists(), timeout=PATIENCE, what="the removal of their logs")
 
 
 def test_a_command_that_cannot_be_run_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -421,19 +415,19 @@ def test_a_starter_that_goes_before_it_is_told_leaves_nothing(tmp_path: Path) ->
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.3)
         process.stdin.close()
-        assert process.wait(10) == 128 + signal.SIGKILL
+        assert process.wait(PATIENCE) == 128 + signal.SIGKILL
         assert process.stderr.read() == b""
 
 
 def test_a_guarded_command_gives_its_status_and_log(tmp_path: Path) -> None:
     process = Guarded([sys.executable, "-c", "print('said'); raise SystemExit(3)"], log=tmp_path / "log")
-    assert process.wait(10) == 3
+    assert process.wait(PATIENCE) == 3
     assert process.log_tail() == "said"
     stubborn = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
     )
     process = Guarded([sys.executable, "-c", stubborn], log=tmp_path / "stubborn")
-    until(lambda: process.log_tail() == "up", timeout=10, what="its start")
+    until(lambda: process.log_tail() == "up", timeout=PATIENCE, what="its start")
     with pytest.raises(TimeoutError):
         process.wait(0.05)
     assert process.stop(timeout=0.2) == 128 + signal.SIGKILL
