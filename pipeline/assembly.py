@@ -29,6 +29,7 @@ from pipeline.kafka.lease import Lease
 from pipeline.kafka.partition import Handler
 from pipeline.kafka.sink import Sink
 from pipeline.kafka.takeover import Takeover
+from pipeline.kafka.topic_ids import TopicIds
 from pipeline.kafka.topics import TopicFacts, check_topics, topics_of
 from pipeline.logx.dispatcher import Logx
 from pipeline.metrics import Metrics
@@ -110,9 +111,12 @@ class Worker:
         self._others.append(scanner)
         lease = Lease(kafka.session_timeout - kafka.heartbeat_interval)
         results = self._sink(names.decide_results, topics, lease) if role == "decide" else None
+        read = topics_of(role, names)
+        written = (names.dead_letters, *((results.topic,) if results else ()))
         takeover = Takeover(
             group_id=f"{kafka.group_id}.{role}", admin=admin, scanner=scanner, role=role,
-            results_topic=results.topic if results else None, topics=topics_of(role, names), metrics=self.metrics,
+            topic_ids=TopicIds(admin, role=role, topics=(*read, *written), metrics=self.metrics),
+            results_topic=results.topic if results else None, topics=read, metrics=self.metrics,
         )  # fmt: skip
         dead_letters = DeadLetters(
             letters, role=role, metrics=self.metrics,

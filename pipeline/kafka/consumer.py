@@ -27,6 +27,7 @@ from pipeline.kafka.openings import Openings
 from pipeline.kafka.partition import Handler, InFlight, Partition
 from pipeline.kafka.poll import poll
 from pipeline.kafka.records import Record
+from pipeline.kafka.reopening import Reopening
 from pipeline.kafka.sink import Fail, Sink
 from pipeline.kafka.takeover import Takeover
 from pipeline.kafka.undecodable import UNDECODABLE, one_of_each, unread
@@ -83,7 +84,6 @@ class GroupConsumer(ConsumerRebalanceListener):
     ) -> None:
         self.role = role
         self._consumer = consumer
-        self._takeover = takeover
         self._results = results
         self._dead_letters = dead_letters
         self._settings = settings
@@ -103,6 +103,11 @@ class GroupConsumer(ConsumerRebalanceListener):
         self._openings = Openings(
             role.name, consumer=consumer, takeover=takeover, results=results, commits=self._commits
         )
+        self._reopening = Reopening(
+            role.name, self._partitions, consumer=consumer, takeover=takeover, openings=self._openings,
+            commits=self._commits, seconds=drain_seconds, owned=self._owned, start=self._start, opened=self._opened,
+            wake=self._wake,
+        )  # fmt: skip
         self.polled_at = time.monotonic()
         self.assigned = asyncio.Event()
         """Set once partitions were assigned and opened for the first time (there may be none for this member, and a
@@ -125,10 +130,11 @@ class GroupConsumer(ConsumerRebalanceListener):
         for name, loop in (("poll", self._poll), ("commit", self._commit_regularly), ("watch", self._watch_regularly)):
             self._start(loop, f"{self.role.name} {name}")
 
-    def _start(self, loop: Callable[[], Awaitable[None]], name: str) -> None:
+    def _start(self, loop: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(self._guarded(loop), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _guarded(self, loop: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -195,7 +201,7 @@ class GroupConsumer(ConsumerRebalanceListener):
                 self._pace(sum(map(len, fetched.values())), time.perf_counter() - began)
             return
         for tp, offset in lost.items():
-            await self._skip_lost(tp, offset)
+            await self._reopening.out_of_range(tp, offset)
 
     def _pace(self, count: int, seconds: float) -> None:
         """Take as many records the next time as would have been handled in `_HOLD_SECONDS`, but not twice as many."""
@@ -241,17 +247,6 @@ class GroupConsumer(ConsumerRebalanceListener):
                 await self._wake.wait()
         partition.looking = False
         self._wake.set()
-
-    async def _skip_lost(self, tp: TopicPartition, offset: int) -> None:
-        partition = self._partitions.get(tp)
-        if partition is None:
-            return
-        first = await self._takeover.first_offset(tp)
-        if offset >= first:
-            # The log ends before our position: it was truncated or made anew. Only a new opening can tell which.
-            self._fail(f"{tp.topic}-{tp.partition} no longer reaches offset {offset}", LookupError(tp.topic))
-        self._takeover.lost(tp, offset, first)
-        self._consumer.seek(tp, first)
 
     def _settled(self, topic: str, chunk: InFlight) -> None:
         self._watch.settled(chunk, topic)
@@ -307,6 +302,7 @@ class GroupConsumer(ConsumerRebalanceListener):
             if self._opening is not None:
                 self._opening.cancel()
                 await asyncio.wait([self._opening])
+            await self._reopening.cancel()
             for partition in partitions:
                 partition.open = False
             async with asyncio.timeout(self._drain_seconds):
@@ -352,6 +348,7 @@ class GroupConsumer(ConsumerRebalanceListener):
                 except (IllegalStateError, KafkaError, KeyError, TimeoutError) as error:
                     log.debug("lag is not known", role=self.role.name, reason=type(error).__name__)
             self._watch.observe(self.partitions, ends)
+            await self._reopening.look(seconds=self._settings.request_timeout)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), self._watch.interval)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pipeline.kafka.partition import Handler
 from pipeline.kafka.records import Record, lighten_consumers
 from pipeline.kafka.sink import Sink
 from pipeline.kafka.takeover import Takeover
+from pipeline.kafka.topic_ids import TopicIds
 from pipeline.messages.delivery import RESULT_SOURCE_HEADER, Chunk, Delivery, Result, source_of
 from pipeline.metrics import Metrics
 from pipeline.settings import KafkaSettings
@@ -36,7 +38,8 @@ def fail(reason: str, error: BaseException | None = None) -> NoReturn:
 
 
 def echoed(record: Delivery) -> Result:
-    return Result(record.key or b"", record.value or b"", [(RESULT_SOURCE_HEADER, source_of(record).encode())])
+    value = b'{"timestamp":%d,"value":%s}' % (record.timestamp, json.dumps((record.value or b"").decode()).encode())
+    return Result(record.key or b"", value, [(RESULT_SOURCE_HEADER, source_of(record).encode())])
 
 
 class Echo:
@@ -99,6 +102,10 @@ async def member(
     letters = Sink(producer, topics.dead_letters, partitions=partitions, metrics=metrics, fail=fail)
     takeover = Takeover(
         group_id=f"{settings.group_id}.decide", admin=admin, scanner=scanner,
+        topic_ids=TopicIds(
+            admin, role="decide", topics=[topics.decide_requests, topics.decide_results, topics.dead_letters],
+            metrics=metrics,
+        ),
         results_topic=topics.decide_results, role="decide",
         topics=[topics.decide_requests], metrics=metrics,
     )  # fmt: skip

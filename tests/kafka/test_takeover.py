@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from pipeline.kafka import client
 from pipeline.kafka.partition import Opening
 from pipeline.kafka.takeover import Takeover
+from pipeline.kafka.topic_ids import TopicIds
 from pipeline.metrics import Metrics
 from tests.kafka.member import commit, kafka_settings, produce
 from tests.support import Broker, TopicMaker, Topics
@@ -37,6 +38,9 @@ class Openings:
         self.tp = TopicPartition(topics.decide_requests, 0)
         self._takeover = Takeover(
             group_id=self.group, admin=admin, scanner=scanner,
+            topic_ids=TopicIds(
+                admin, role="decide", topics=[topics.decide_requests, topics.decide_results], metrics=self.metrics
+            ),
             results_topic=topics.decide_results, role="decide",
             topics=[topics.decide_requests], metrics=self.metrics,
         )  # fmt: skip
@@ -44,14 +48,14 @@ class Openings:
     async def requests(self, count: int) -> None:
         await produce(self.kafka, self.topics.decide_requests, [(0, b"user", b"{}") for _ in range(count)])
 
-    async def results(self, *offsets: int) -> None:
+    async def results(self, *offsets: int, value: bytes = b'{"timestamp":7}') -> None:
         settings = kafka_settings(self.kafka)
         producer = await client.start_client(client.producer(settings))
         try:
             for offset in offsets:
                 source = f"{self.topics.decide_requests}-0-{offset}".encode()
                 await producer.send(
-                    self.topics.decide_results, b"{}", b"user", partition=0, headers=[("source", source)]
+                    self.topics.decide_results, value, b"user", partition=0, headers=[("source", source)]
                 )
             await producer.flush()
         finally:
@@ -166,7 +170,8 @@ async def test_results_of_other_topics_and_committed_requests_are_not_counted(op
     settings = kafka_settings(openings.kafka)
     producer = await client.start_client(client.producer(settings))
     for headers in ([], [("source", b"elsewhere-0-1")], [("source", openings.tp.topic.encode() + b"-1-2")]):
-        await producer.send_and_wait(openings.topics.decide_results, b"{}", b"u", partition=0, headers=headers)
+        value = b'{"timestamp":7}'
+        await producer.send_and_wait(openings.topics.decide_results, value, b"u", partition=0, headers=headers)
     await producer.stop()
     await openings.results(0)
     await openings.commit(1, "floor=0")
