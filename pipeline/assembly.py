@@ -46,6 +46,8 @@ log = structlog.get_logger("pipeline.worker")
 _DECIDE_WEIGHT = 3 * 1024
 # Long-lived objects are many (compiled datafiles, caches) and never garbage: the collector need not walk them.
 _GC_THRESHOLD = 50_000
+# A start that is broken off has nothing to finish.
+_START_GRACE_SECONDS = 1.0
 
 
 class Worker:
@@ -73,6 +75,7 @@ class Worker:
         self.consumers: list[GroupConsumer] = []
         self._producer: AIOKafkaProducer | None = None
         self._others: list[AIOKafkaConsumer | AIOKafkaAdminClient] = []
+        self._sinks: list[Sink] = []
         self._awaited = "the first connection to Kafka"
 
     # The start
@@ -132,7 +135,9 @@ class Worker:
     def _sink(self, topic: str, topics: Mapping[str, TopicFacts], lease: Lease | None) -> Sink:
         assert self._producer is not None
         partitions = topics[topic].partitions
-        return Sink(self._producer, topic, partitions=partitions, metrics=self.metrics, fail=give_up, lease=lease)
+        sink = Sink(self._producer, topic, partitions=partitions, metrics=self.metrics, fail=give_up, lease=lease)
+        self._sinks.append(sink)
+        return sink
 
     def _role(self, role: Role, max_result_bytes: int) -> RoleSpec:
         settings, kafka = self.settings, self.settings.kafka
@@ -175,17 +180,20 @@ class Worker:
         Three quarters of the time are for finishing politely; what a service has not taken by then is read again. What
         Kafka has not acknowledged by the deadline ends the process: it may not be sent twice.
         """
-        deadline = time.monotonic() + self.settings.ops.drain
+        seconds = self.settings.ops.drain
+        deadline = time.monotonic() + seconds
         try:
-            async with asyncio.timeout(self.settings.ops.drain):
+            async with asyncio.timeout(seconds):
                 for wave in (("decide",), ("logx", "odp_events")):
-                    polite = (deadline - time.monotonic()) * 3 / 4
+                    left = deadline - time.monotonic()
                     stopping = [consumer for consumer in self.consumers if consumer.role.name in wave]
-                    await asyncio.gather(*(consumer.stop(polite=polite) for consumer in stopping))
+                    await asyncio.gather(*(consumer.stop(seconds=left) for consumer in stopping))
                 await self._close()
-        except TimeoutError as error:
-            give_up(f"the stop took longer than {self.settings.ops.drain:g} s", error)
-        log.info("worker stopped")
+        except TimeoutError:
+            unsent = sorted(sink.topic for sink in self._sinks if sink.sending)
+            what = f"Kafka has not acknowledged what was written to {', '.join(unsent)}: " if unsent else ""
+            give_up(f"{what}the stop took longer than {seconds:g} s")
+        log.info("worker stopped", seconds=round(time.monotonic() - deadline + seconds, 1))
 
     async def _close(self) -> None:
         parts = (
@@ -194,10 +202,10 @@ class Worker:
         for part in parts:
             if part is not None:
                 await part.close()
-        if self._producer is not None:
-            await self._producer.stop()
-        for other in self._others:
-            await client.stop_client(other)
+        for sink in self._sinks:
+            await sink.flush()
+        others = [*self._others, *([] if self._producer is None else [self._producer])]
+        await asyncio.gather(*(client.stop_client(other, seconds=1) for other in others))
         await self.operations.close()
         await self.transport.close()
 
@@ -249,7 +257,7 @@ async def run_worker(settings: Settings, fence: Fence) -> int:
         await asyncio.Event().wait()
 
     try:
-        await until_stopped(live())
+        await until_stopped(live(), grace=_START_GRACE_SECONDS)
     finally:
         await worker.stop()
     return 0

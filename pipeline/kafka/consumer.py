@@ -20,6 +20,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import IllegalStateError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
+from pipeline.kafka import client
 from pipeline.kafka.commits import Commits
 from pipeline.kafka.dead_letters import DeadLetters
 from pipeline.kafka.lease import Lease
@@ -126,6 +127,7 @@ class GroupConsumer(ConsumerRebalanceListener):
         """Join the group. The consumer itself has been started; partitions open as they are assigned."""
         self._lease.follow(self._consumer)
         self._lease.on_renewal = self._wake.set
+        self._commits.follow()
         self._consumer.subscribe(list(self.role.topics), listener=self)
         for name, loop in (("poll", self._poll), ("commit", self._commit_regularly), ("watch", self._watch_regularly)):
             self._start(loop, f"{self.role.name} {name}")
@@ -140,7 +142,9 @@ class GroupConsumer(ConsumerRebalanceListener):
         try:
             await loop()
         except Exception as error:  # noqa: BLE001 - boundary of the task: a role without its loop must not live on
-            self._fail(f"role {self.role.name} cannot go on", error)
+            if not self._stopping:
+                self._fail(f"role {self.role.name} cannot go on", error)
+            log.debug("a loop failed during the stop", role=self.role.name, reason=type(error).__name__)
 
     # The poll
 
@@ -294,8 +298,11 @@ class GroupConsumer(ConsumerRebalanceListener):
         except Exception as error:  # noqa: BLE001 - aiokafka would swallow it
             self._fail(f"role {self.role.name}: giving partitions back failed", error)
 
-    async def _release(self) -> None:
-        """Give all partitions back, within the drain's time. What was handed to Kafka is waited for, nothing else."""
+    async def _release(self, *, commit_seconds: float | None = None) -> bool:
+        """Give all partitions back, within the drain's time. What was handed to Kafka is waited for, nothing else.
+
+        False if Kafka did not answer the last commit within its time.
+        """
         async with self._releasing:
             partitions = list(self._partitions.values())
             # 1. Nothing new begins.
@@ -321,11 +328,12 @@ class GroupConsumer(ConsumerRebalanceListener):
                 for partition in partitions:
                     await partition.sent()
             # 5. One last commit, still under our ownership.
-            await self._commits.write(self._partitions)
+            answered = await self._commits.write_within(self._partitions, commit_seconds)
             # 6. Forgotten.
             self._watch.released()
             self._partitions.clear()
             self._wake.set()
+            return answered
 
     async def _commit_regularly(self) -> None:
         while not self._stopping:
@@ -362,20 +370,23 @@ class GroupConsumer(ConsumerRebalanceListener):
 
     # The stop
 
-    async def stop(self, *, polite: float) -> None:
-        """Finish what was taken within `polite` seconds, commit, leave. What is left then is the next owner's.
+    async def stop(self, *, seconds: float) -> None:
+        """Finish what was taken within three quarters of the time, commit, leave; the rest is the next owner's.
 
-        Only Kafka is waited for without a limit of its own: the caller ends the process at its deadline.
+        Only what Kafka was given is waited for without a limit: the caller ends the process at its deadline.
         """
         self._stopping = True
         self._stopped.set()
         for partition in self._partitions.values():
             partition.open = False
+        deadline = time.monotonic() + seconds
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(polite):
+            async with asyncio.timeout(seconds * 3 / 4):
                 await self._finish()
-        await self._release()
-        await self._consumer.stop()
+        answered = await self._release(commit_seconds=(deadline - time.monotonic()) / 4)
+        # A coordinator that did not answer will not answer a farewell either.
+        farewell = max(0.0, deadline - time.monotonic()) / 4 if answered else 0
+        await client.stop_client(self._consumer, seconds=farewell)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -119,7 +119,7 @@ async def member(
     try:
         yield Member(group, metrics, producer, takeover, admin, consumer, lease, results)
     finally:
-        await group.stop(polite=5)
+        await group.stop(seconds=7)
         await producer.stop()
         await scanner.stop()
         await admin.close()

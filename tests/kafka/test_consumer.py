@@ -50,7 +50,7 @@ async def test_every_record_has_one_result_on_its_partition_and_is_committed(kaf
     settings = kafka_settings(kafka, group_id=own.decide_requests)
     async with member(settings, own, lambda _: LateEcho()) as one:
         results = await read(kafka, own.decide_results, 4, count=20_000)
-        await one.consumer.stop(polite=5)
+        await one.consumer.stop(seconds=7)
         offsets = await committed(one.admin, f"{settings.group_id}.decide", own)
     assert len(results) == len(set(sources(results))) == 20_000
     assert {offset.offset for offset in offsets.values()} == {5_000}
@@ -140,7 +140,7 @@ async def test_what_is_rejected_is_a_dead_letter_with_its_bytes_and_origin(kafka
     settings = kafka_settings(kafka, group_id=own.decide_requests)
     async with member(settings, own, lambda _: Refuses()) as one:
         (letter,) = await read(kafka, own.dead_letters, 4, count=1)
-        await one.consumer.stop(polite=5)
+        await one.consumer.stop(seconds=7)
         offsets = await committed(one.admin, f"{settings.group_id}.decide", own)
     headers = {name: value.decode() for name, value in letter.headers}
     assert (letter.key, letter.value) == (b"user", b"\xff{")
@@ -171,7 +171,7 @@ async def test_a_release_during_an_opening_commits_nothing(kafka: Broker, topics
     settings = kafka_settings(kafka, group_id=own.decide_requests)
     async with member(settings, own, lambda _: Echo(), partitions=2) as first:
         await read(kafka, own.decide_results, 2, count=100)
-        await first.consumer.stop(polite=5)
+        await first.consumer.stop(seconds=7)
     async with member(settings, own, lambda _: Echo(), partitions=2) as second:
         opening, opened = asyncio.Event(), second.takeover.open
 
@@ -183,7 +183,7 @@ async def test_a_release_during_an_opening_commits_nothing(kafka: Broker, topics
 
         second.takeover.open = never  # type: ignore[method-assign]
         await asyncio.wait_for(opening.wait(), 20)
-        await second.consumer.stop(polite=5)
+        await second.consumer.stop(seconds=7)
         offsets = await committed(second.admin, f"{settings.group_id}.decide", own, 2)
     assert {offset.offset for offset in offsets.values()} == {50}
 
@@ -203,7 +203,7 @@ async def test_an_idle_partition_does_not_lag_behind_markers_of_transactions(kaf
         await until(
             lambda: one.metrics.registry.get_sample_value("decision_pipeline_lag_records", lag) == 0, seconds=20
         )
-        await one.consumer.stop(polite=5)
+        await one.consumer.stop(seconds=7)
         offsets = await committed(one.admin, f"{settings.group_id}.decide", own, 1)
     assert offsets[0].offset == 2
     (only,) = one.consumer.stuck(time.monotonic() + 3600, after=60)
@@ -274,7 +274,7 @@ async def test_suspects_go_one_at_a_time_across_the_chunks_of_several_polls(kafk
     async with member(settings, own, lambda _: Echo(), partitions=1) as one:
         await asyncio.wait_for(one.consumer.assigned.wait(), 20)
         await read(kafka, own.decide_results, 1, count=60)
-        await one.consumer.stop(polite=5)
+        await one.consumer.stop(seconds=7)
     await produce(kafka, own.decide_requests, numbered(60, 1))
     await commit(kafka, f"{settings.group_id}.decide", tp, OffsetAndMetadata(60, "floor=60 unclean=3"))
     late = Late()
@@ -310,7 +310,7 @@ async def test_a_record_that_cannot_be_read_is_a_pointer_and_its_neighbours_have
     async with member(settings, own, lambda _: Echo(), partitions=1) as one:
         results = await read(kafka, own.decide_results, 1, count=6)
         (letter,) = await read(kafka, own.dead_letters, 1, count=1)
-        await one.consumer.stop(polite=5)
+        await one.consumer.stop(seconds=7)
         offsets = await committed(one.admin, f"{settings.group_id}.decide", own, 1)
     assert sorted(int(source.rpartition("-")[2]) for source in sources(results)) == [0, 1, 2, 4, 5, 6]
     headers = {name: value.decode() for name, value in letter.headers}
@@ -373,7 +373,7 @@ async def test_a_stop_and_a_hook_that_give_partitions_back_at_once_end_both_and_
         if evicted:
             one.client.assignment = frozenset  # type: ignore[method-assign]
         # As aiokafka calls the hook from its coordinator while a signal begins the stop.
-        calls = [one.consumer.on_partitions_revoked(owned), one.consumer.stop(polite=polite)]
+        calls = [one.consumer.on_partitions_revoked(owned), one.consumer.stop(seconds=polite / 0.75)]
         both = [asyncio.create_task(call) for call in calls[::order]]
         await until(lambda: not any(partition.open for partition in one.consumer.partitions))
         for _ in range(20):
@@ -396,7 +396,7 @@ async def test_partitions_that_are_assigned_during_a_stop_are_not_opened(kafka: 
     async with member(settings, own, lambda _: keeps, partitions=1) as one:
         await until(lambda: keeps.kept, seconds=20)
         (before,) = one.consumer.partitions
-        stopping = asyncio.create_task(one.consumer.stop(polite=0.5))
+        stopping = asyncio.create_task(one.consumer.stop(seconds=0.7))
         await until(lambda: not before.open)
         await one.consumer.on_partitions_assigned([before.tp])
         assert list(one.consumer.partitions) == [before]
