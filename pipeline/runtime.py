@@ -99,6 +99,10 @@ def _unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
     error = context.get("exception")
     if error is not None and "handle" in context:
         give_up(f"a callback failed: {context['message']}", error)
+    if context["message"].startswith("Unclosed AIOKafka"):
+        # A wait for Kafka was broken off while a connection was made: aiokafka closes it now, and says so here.
+        log.debug("connection closed before it was ready", reason=context["message"])
+        return
     loop.default_exception_handler(context)
 
 

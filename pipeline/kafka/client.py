@@ -210,7 +210,10 @@ async def _ended(tasks: Collection[asyncio.Future[Any]]) -> bool:
 async def _cut_off(client: _AnyClient) -> None:
     """Close whatever a stop left open. aiokafka 0.14 has no such method, so its parts are named here."""
     network: Any = client.client if isinstance(client, AIOKafkaProducer) else client._client
-    parts: tuple[Any, ...] = (network, *(getattr(client, name, None) for name in ("_coordinator", "_fetcher", "_sender")))
+    parts: tuple[Any, ...] = (
+        network,
+        *(getattr(client, name, None) for name in ("_coordinator", "_fetcher", "_sender")),
+    )
     tasks = {getattr(part, name, None) for part in parts for name in _BACKGROUND_TASKS}
     tasks |= getattr(getattr(client, "_fetcher", None), "_pending_tasks", set())
     await _ended([task for task in tasks if task is not None and not task.done()])

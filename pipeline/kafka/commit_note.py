@@ -1,7 +1,7 @@
 """What a commit says besides the offset, in its metadata: a note to whoever owns the partition next. Pure.
 
-`floor`: where to read the results from (see `progress.py`). `topic` and `results`: the ids of the topics that the
-offset and the floor belong to, since another topic may have the name by then. `unclean`: how often in a row the partition's owner ended
+`floor`: where to read the results from (see `progress.py`). `topic`, `results`: ids of the topics that offset and floor
+belong to, since another topic may have the name by then. `unclean`: how often in a row the partition's owner ended
 without giving it back; from the third time on records go one at a time. `alone`: the offset of the one in hand then. A
 record that was alone in hand when its process died is what killed it.
 """

@@ -64,6 +64,10 @@ class Reopening:
         except (KafkaError, TimeoutError) as error:
             log.debug("topic ids are not known", role=self._role, reason=type(error).__name__)
             return
+        for partition in self._partitions.values():
+            if partition.open and partition.topic_id is None:
+                # The broker that was asked at the opening did not know the topic yet.
+                partition.topic_id = ids.get(partition.tp.topic)
         self._begin([one for one in self._partitions.values() if not self._takeover.is_of(one, ids)], ids)
 
     async def out_of_range(self, tp: TopicPartition, offset: int) -> None:

@@ -152,7 +152,7 @@ class Takeover:
         return positions
 
     def lost(self, tp: TopicPartition, offset: int, first: int) -> None:
-        """A position is not in the log any more: records were deleted unread, or the topic was made anew."""
+        """A position is not in the log any more: records were deleted unread, or the log was truncated."""
         self._lost[tp.topic].inc()
         log.error(
             "committed offset is not in the log: records may be lost; reading from the log's start",

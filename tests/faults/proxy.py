@@ -15,7 +15,7 @@ _CALL_SECONDS = 10
 
 
 class Proxy:
-    """Listens on a port of 127.0.0.1 and passes bytes to another, in a thread of its own. `set` changes what it does."""
+    """Listens on a port of 127.0.0.1 and passes bytes to another, in a thread of its own; `set` changes that."""
 
     def __init__(self, port: int, target: int) -> None:
         self.port = port

@@ -1,4 +1,4 @@
-"""A topic deleted and created again, between two workers' lives and under a running one: no record of it is passed over."""
+"""A topic deleted and created again, between two lives of a worker and under it: no record is passed over."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ def answers(results: Reader, records: list[Outgoing], *, seconds: float = 15) ->
 
 
 def recreate(one: Own, topic: str, kind: str = APPEND) -> None:
-    asyncio.run(
-        recreate_topic(one.flow.broker.bootstrap_servers, topic, PARTITIONS, message_timestamp_type=kind)
-    )
+    asyncio.run(recreate_topic(one.flow.broker.bootstrap_servers, topic, PARTITIONS, message_timestamp_type=kind))
 
 
 def told(worker: Worker) -> list[tuple[str, str]]:
@@ -138,7 +136,10 @@ def test_results_and_dead_letters_created_again_under_a_running_worker_are_writt
     until(lambda: stand_ins.ledger("logx")["distinct"] == 40, timeout=20, what="the first impressions")
     recreate(one, topics.decide_results)
     recreate(one, topics.dead_letters)
-    results, letters = Reader(broker, topics.decide_results, PARTITIONS), Reader(broker, topics.dead_letters, PARTITIONS)
+    results, letters = (
+        Reader(broker, topics.decide_results, PARTITIONS),
+        Reader(broker, topics.dead_letters, PARTITIONS),
+    )
     try:
         one.flow.writer.send(topics.decide_requests, after)
         (bad,) = one.flow.writer.send(topics.decide_requests, [Outgoing(b"no JSON", b"somebody")])

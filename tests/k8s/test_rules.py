@@ -127,8 +127,8 @@ def test_every_sign_of_trouble_has_an_alert() -> None:
     asked = {name for alert in ALERTS for name in metrics_in(alert["expr"])}
     trouble = {
         "lag_seconds", "partitions_blocked", "upstream_held", "datafile_key_denied", "datafile_stale",
-        "dead_letters_total", "offsets_out_of_range_total", "commits_total", "event_loop_longest_stall_seconds",
-        "results_recovered_total", "segment_failures_total", "rebalances_total", "profile_lookups_total",
-        "profile_saves_total", "cmab_requests_total",
+        "dead_letters_total", "offsets_out_of_range_total", "topics_recreated_total", "commits_total",
+        "event_loop_longest_stall_seconds", "results_recovered_total", "segment_failures_total", "rebalances_total",
+        "profile_lookups_total", "profile_saves_total", "cmab_requests_total",
     }  # fmt: skip
     assert {f"decision_pipeline_{name}" for name in trouble} - asked == set()

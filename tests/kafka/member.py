@@ -42,6 +42,12 @@ def echoed(record: Delivery) -> Result:
     return Result(record.key or b"", value, [(RESULT_SOURCE_HEADER, source_of(record).encode())])
 
 
+def value_of(result: Record) -> bytes:
+    """The value of the record that `echoed` made the result of."""
+    value: str = json.loads(result.value or b"")["value"]
+    return value.encode()
+
+
 class Echo:
     """Publishes each record as its own result, at once."""
 

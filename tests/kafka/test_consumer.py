@@ -14,8 +14,10 @@ from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.structs import OffsetAndMetadata
 
 from pipeline.errors import Rejected
+from pipeline.kafka.commit_note import CommitNote
 from pipeline.kafka.partition import Opening
 from pipeline.kafka.sink import UNSENT_BYTES
+from pipeline.kafka.topic_ids import topic_ids
 from pipeline.messages.delivery import Chunk, Result
 from tests.kafka.member import (
     Echo,
@@ -28,6 +30,7 @@ from tests.kafka.member import (
     produce,
     read,
     sources,
+    value_of,
 )
 from tests.settled import until
 from tests.support import Broker, TopicMaker, Topics
@@ -52,9 +55,13 @@ async def test_every_record_has_one_result_on_its_partition_and_is_committed(kaf
         results = await read(kafka, own.decide_results, 4, count=20_000)
         await one.consumer.stop(seconds=7)
         offsets = await committed(one.admin, f"{settings.group_id}.decide", own)
+        ids = await topic_ids(one.admin, [own.decide_requests, own.decide_results])
     assert len(results) == len(set(sources(results))) == 20_000
     assert {offset.offset for offset in offsets.values()} == {5_000}
-    assert {offset.metadata for offset in offsets.values()} == {"floor=5000"}
+    assert {CommitNote.decode(offset.metadata).floor for offset in offsets.values()} == {5_000}
+    assert {CommitNote.decode(offset.metadata).unclean for offset in offsets.values()} == {0}
+    written = {(note.topic, note.results) for note in (CommitNote.decode(at.metadata) for at in offsets.values())}
+    assert written == {(ids[own.decide_requests], ids[own.decide_results])}
     for result in results:
         assert dict(result.headers)["source"].split(b"-")[1] == b"%d" % result.partition
 
@@ -67,7 +74,7 @@ async def test_results_of_records_at_hand_keep_the_order_of_the_requests(kafka: 
         results = await read(kafka, own.decide_results, 4, count=5_000)
     by_partition: dict[int, list[int]] = defaultdict(list)
     for result in results:
-        by_partition[result.partition].append(int(result.value or b""))
+        by_partition[result.partition].append(int(value_of(result)))
     assert all(values == sorted(values) for values in by_partition.values())
 
 
@@ -92,7 +99,8 @@ async def test_an_unsettled_record_is_never_committed_and_fills_the_window(kafka
         # The window, and less than one poll of 100 more: polls are small at first and do not divide it evenly.
         assert 500 <= holds.taken < 600
         offsets = await committed(one.admin, f"{settings.group_id}.decide", own, 1)
-        assert offsets[0] == OffsetAndMetadata(0, "floor=0 unclean=1")
+        assert offsets[0].offset == 0
+        assert offsets[0].metadata.startswith("floor=0 unclean=1 topic=")
 
 
 @pytest.mark.asyncio
@@ -108,7 +116,12 @@ async def test_no_more_is_taken_while_results_wait_for_kafka_and_each_answer_of_
 
         def handle(self, chunk: Chunk) -> None:
             self.taken += len(chunk.records)
-            results = [Result(b"user", b"x" * 100_000, echoed(record).headers) for record in chunk.records]
+            results = [
+                Result(
+                    b"user", b'{"timestamp":%d,"x":"%s"}' % (record.timestamp, b"x" * 100_000), echoed(record).headers
+                )
+                for record in chunk.records
+            ]
             self.first.append((chunk, results[0]))
             if results[1:]:
                 chunk.publish(results[1:])
