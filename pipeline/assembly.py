@@ -11,12 +11,13 @@ from typing import Any
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from pipeline.api.operations import Operations
 from pipeline.cmab import Predictions
 from pipeline.datafile.poller import Datafiles
-from pipeline.errors import ConfigurationError
+from pipeline.errors import ConfigurationError, StartFailed
 from pipeline.handlers.decide import Decider
 from pipeline.handlers.facts import FactSource
 from pipeline.handlers.logx import ConversionsHandler, ImpressionsHandler
@@ -193,6 +194,8 @@ class Worker:
             unsent = sorted(sink.topic for sink in self._sinks if sink.sending)
             what = f"Kafka has not acknowledged what was written to {', '.join(unsent)}: " if unsent else ""
             give_up(f"{what}the stop took longer than {seconds:g} s")
+        except Exception as error:  # noqa: BLE001 - boundary of the process: as a line of the log, not a traceback
+            give_up("the stop failed", error)
         log.info("worker stopped", seconds=round(time.monotonic() - deadline + seconds, 1))
 
     async def _close(self) -> None:
@@ -258,6 +261,8 @@ async def run_worker(settings: Settings, fence: Fence) -> int:
 
     try:
         await until_stopped(live(), grace=_START_GRACE_SECONDS)
+    except (KafkaError, TimeoutError) as error:
+        raise StartFailed(f"Kafka did not answer during the start: {str(error) or type(error).__name__}") from error
     finally:
         await worker.stop()
     return 0

@@ -104,15 +104,18 @@ class GroupConsumer(ConsumerRebalanceListener):
         self._openings = Openings(
             role.name, consumer=consumer, takeover=takeover, results=results, commits=self._commits
         )
-        self._reopening = Reopening(
-            role.name, self._partitions, consumer=consumer, takeover=takeover, openings=self._openings,
-            commits=self._commits, seconds=drain_seconds, owned=self._owned, start=self._start, opened=self._opened,
-            wake=self._wake,
-        )  # fmt: skip
+        self._reopening = self._made_reopening(takeover)
         self.polled_at = time.monotonic()
         self.assigned = asyncio.Event()
         """Set once partitions were assigned and opened for the first time (there may be none for this member, and a
         blocked one is not waited for)."""
+
+    def _made_reopening(self, takeover: Takeover) -> Reopening:
+        return Reopening(
+            self.role.name, self._partitions, consumer=self._consumer, takeover=takeover, openings=self._openings,
+            commits=self._commits, seconds=self._drain_seconds, owned=self._owned, start=self._start,
+            opened=self._opened, wake=self._wake,
+        )  # fmt: skip
 
     @property
     def partitions(self) -> Collection[Partition]:

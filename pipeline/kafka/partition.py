@@ -136,8 +136,7 @@ class Partition:
         self.blocked = False
         self.octets = 0
         self.moved_at = time.monotonic()
-        self.commit_due = False
-        self.closing = False
+        self.commit_due = self.closing = False
         self.looking = False
         """Records go one at a time just now."""
         self.queue: deque[Record] = deque()

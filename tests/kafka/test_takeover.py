@@ -74,7 +74,7 @@ class Openings:
     async def id_of(self, topic: str) -> str:
         """Of a topic that may just have been made: the broker knows it a moment later."""
         async with asyncio.timeout(20):
-            while not (ids := await topic_ids(self.admin, [topic])):
+            while not (ids := await topic_ids(self.admin, [topic])):  # noqa: ASYNC110 - a broker is asked
                 await asyncio.sleep(0.02)
         return ids[topic]
 
