@@ -188,9 +188,9 @@ async def stop_client(client: _AnyClient, *, seconds: float = _STOP_SECONDS) -> 
     stopping = asyncio.ensure_future(stop())
     try:
         await asyncio.wait([stopping], timeout=seconds)
-        if not await _ended([stopping]):
-            log.warning("a Kafka client did not stop in time and was cut off", client=type(client).__name__)
     finally:
+        if not await _ended([stopping]) and seconds > 0:
+            log.warning("a Kafka client did not stop in time and was cut off", client=type(client).__name__)
         await _cut_off(client)
 
 

@@ -302,10 +302,7 @@ class GroupConsumer(ConsumerRebalanceListener):
             self._fail(f"role {self.role.name}: giving partitions back failed", error)
 
     async def _release(self, *, commit_seconds: float | None = None) -> bool:
-        """Give all partitions back, within the drain's time. What was handed to Kafka is waited for, nothing else.
-
-        False if Kafka did not answer the last commit within its time.
-        """
+        """Give all partitions back. Only what Kafka was given is waited for; False if it did not answer the commit."""
         async with self._releasing:
             partitions = list(self._partitions.values())
             # 1. Nothing new begins.

@@ -32,7 +32,7 @@ def users(records: Iterable[Outgoing]) -> list[str]:
     return [str(json.loads(record.value or b"")["userId"]) for record in records]
 
 
-def answers(results: Reader, records: list[Outgoing], *, seconds: float = 15) -> Counter[str]:
+def answers(results: Reader, records: list[Outgoing], *, seconds: float = 40) -> Counter[str]:
     """How many results each user has, once all of them have one; and a while later."""
     wanted = set(users(records))
 
