@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 
 from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.processes import StandIns, free_port, until
@@ -47,6 +48,17 @@ class Kafka:
         self.broker.resume()
         self.broker.start()
         self.proxy.set("passing")
+        # A broker that was held is fenced at first, and the cluster has no controller to make topics.
+        until(lambda: asyncio.run(self._controlled()), timeout=30, what="a controller")
+
+    async def _controlled(self) -> bool:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.broker.bootstrap_servers)
+        await admin.start()
+        try:
+            cluster = await admin.describe_cluster()
+        finally:
+            await admin.close()
+        return bool(cluster["brokers"]) and cluster["controller_id"] in {one["node_id"] for one in cluster["brokers"]}
 
 
 @pytest.fixture(scope="module")
