@@ -11,12 +11,13 @@ from typing import Any
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from pipeline.api.operations import Operations
 from pipeline.cmab import Predictions
 from pipeline.datafile.poller import Datafiles
-from pipeline.errors import ConfigurationError
+from pipeline.errors import ConfigurationError, StartFailed
 from pipeline.handlers.decide import Decider
 from pipeline.handlers.facts import FactSource
 from pipeline.handlers.logx import ConversionsHandler, ImpressionsHandler
@@ -30,6 +31,7 @@ from pipeline.kafka.lease import Lease
 from pipeline.kafka.partition import Handler
 from pipeline.kafka.sink import Sink
 from pipeline.kafka.takeover import Takeover
+from pipeline.kafka.topic_ids import TopicIds
 from pipeline.kafka.topics import TopicFacts, check_topics, topics_of
 from pipeline.logx.dispatcher import Logx
 from pipeline.metrics import Metrics
@@ -48,6 +50,8 @@ log = structlog.get_logger("pipeline.worker")
 _DECIDE_WEIGHT = 3 * 1024
 # Long-lived objects are many (compiled datafiles, caches) and never garbage: the collector need not walk them.
 _GC_THRESHOLD = 50_000
+# A start that is broken off has nothing to finish.
+_START_GRACE_SECONDS = 1.0
 
 
 class Worker:
@@ -85,6 +89,7 @@ class Worker:
         self.consumers: list[GroupConsumer] = []
         self._producer: AIOKafkaProducer | None = None
         self._others: list[AIOKafkaConsumer | AIOKafkaAdminClient] = []
+        self._sinks: list[Sink] = []
         self._awaited = "the first connection to Kafka"
         self._began = time.monotonic()
 
@@ -133,9 +138,12 @@ class Worker:
         self._others.append(scanner)
         lease = Lease(kafka.session_timeout - kafka.heartbeat_interval)
         results = self._sink(names.decide_results, topics, lease) if role == "decide" else None
+        read = topics_of(role, names)
+        written = (names.dead_letters, *((results.topic,) if results else ()))
         takeover = Takeover(
             group_id=f"{kafka.group_id}.{role}", admin=admin, scanner=scanner, role=role,
-            results_topic=results.topic if results else None, topics=topics_of(role, names), metrics=self.metrics,
+            topic_ids=TopicIds(admin, role=role, topics=(*read, *written), metrics=self.metrics),
+            results_topic=results.topic if results else None, topics=read, metrics=self.metrics,
         )  # fmt: skip
         dead_letters = DeadLetters(
             letters, role=role, metrics=self.metrics,
@@ -151,10 +159,12 @@ class Worker:
     def _sink(self, topic: str, topics: Mapping[str, TopicFacts], lease: Lease | None) -> Sink:
         assert self._producer is not None
         partitions = topics[topic].partitions
-        return Sink(
+        sink = Sink(
             self._producer, topic, partitions=partitions, metrics=self.metrics, fail=give_up, lease=lease,
             requests=self.broker.produce,
         )  # fmt: skip
+        self._sinks.append(sink)
+        return sink
 
     def _role(self, role: Role, max_result_bytes: int) -> RoleSpec:
         settings, kafka = self.settings, self.settings.kafka
@@ -197,17 +207,22 @@ class Worker:
         Three quarters of the time are for finishing politely; what a service has not taken by then is read again. What
         Kafka has not acknowledged by the deadline ends the process: it may not be sent twice.
         """
-        deadline = time.monotonic() + self.settings.ops.drain
+        seconds = self.settings.ops.drain
+        deadline = time.monotonic() + seconds
         try:
-            async with asyncio.timeout(self.settings.ops.drain):
+            async with asyncio.timeout(seconds):
                 for wave in (("decide",), ("logx", "odp_events")):
-                    polite = (deadline - time.monotonic()) * 3 / 4
+                    left = deadline - time.monotonic()
                     stopping = [consumer for consumer in self.consumers if consumer.role.name in wave]
-                    await asyncio.gather(*(consumer.stop(polite=polite) for consumer in stopping))
+                    await asyncio.gather(*(consumer.stop(seconds=left) for consumer in stopping))
                 await self._close()
-        except TimeoutError as error:
-            give_up(f"the stop took longer than {self.settings.ops.drain:g} s", error)
-        log.info("worker stopped")
+        except TimeoutError:
+            unsent = sorted(sink.topic for sink in self._sinks if sink.sending)
+            what = f"Kafka has not acknowledged what was written to {', '.join(unsent)}: " if unsent else ""
+            give_up(f"{what}the stop took longer than {seconds:g} s")
+        except Exception as error:  # noqa: BLE001 - boundary of the process: as a line of the log, not a traceback
+            give_up("the stop failed", error)
+        log.info("worker stopped", seconds=round(time.monotonic() - deadline + seconds, 1))
 
     async def _close(self) -> None:
         parts = (
@@ -217,10 +232,10 @@ class Worker:
         for part in parts:
             if part is not None:
                 await part.close()
-        if self._producer is not None:
-            await self._producer.stop()
-        for other in self._others:
-            await client.stop_client(other)
+        for sink in self._sinks:
+            await sink.flush()
+        others = [*self._others, *([] if self._producer is None else [self._producer])]
+        await asyncio.gather(*(client.stop_client(other, seconds=1) for other in others))
         await self.operations.close()
         await self.transport.close()
 
@@ -277,7 +292,9 @@ async def run_worker(settings: Settings, fence: Fence) -> int:
         await asyncio.Event().wait()
 
     try:
-        await until_stopped(live())
+        await until_stopped(live(), grace=_START_GRACE_SECONDS)
+    except (KafkaError, TimeoutError) as error:
+        raise StartFailed(f"Kafka did not answer during the start: {str(error) or type(error).__name__}") from error
     finally:
         await worker.stop()
     return 0

@@ -143,6 +143,12 @@ class Metrics:
             "role",
             "topic",
         )
+        self.topics_recreated = counter(
+            "topics_recreated_total",
+            "Topics found deleted and created again, once for each new one: unread records of the old one were lost.",
+            "role",
+            "topic",
+        )
         self.takeover_seconds = histogram(
             "takeover_scan_seconds", "Time to find what a previous owner had published, per assignment.", _SECONDS
         )

@@ -22,6 +22,8 @@ log = structlog.get_logger("pipeline.runtime")
 
 # sysexits.h: an internal software error. Kubernetes restarts the pod; the next owner recovers.
 EXIT_GAVE_UP = 70
+# As a shell names the end by a signal: 128 and its number.
+_SIGNALLED = 128
 _TICK_SECONDS = 1.0
 
 
@@ -30,10 +32,10 @@ def _now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
-def give_up(reason: str, error: BaseException | None = None) -> NoReturn:
+def give_up(reason: str, error: BaseException | None = None, *, code: int = EXIT_GAVE_UP) -> NoReturn:
     """End the process at once, without another byte to Kafka: giving up a send in any other way could publish twice."""
     log.error("the process ends", reason=reason, exc_info=error)
-    os._exit(EXIT_GAVE_UP)
+    os._exit(code)
 
 
 class Fence:
@@ -97,20 +99,26 @@ def _unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
     error = context.get("exception")
     if error is not None and "handle" in context:
         give_up(f"a callback failed: {context['message']}", error)
+    if context["message"].startswith("Unclosed AIOKafka"):
+        # A wait for Kafka was broken off while a connection was made: aiokafka closes it now, and says so here.
+        log.debug("connection closed before it was ready", reason=context["message"])
+        return
     loop.default_exception_handler(context)
 
 
-async def until_stopped(work: Awaitable[None]) -> bool:
-    """Run `work` until it is done or SIGTERM or SIGINT comes; True if it was a signal. A second signal ends at once.
+async def until_stopped(work: Awaitable[None], *, grace: float = 10.0) -> bool:
+    """Run `work` until it is done or SIGTERM or SIGINT comes; True if it was a signal.
 
-    An ignored SIGINT stays ignored: Ctrl-C is not meant for a worker that a script started in the background.
+    Work that was cancelled has `grace` seconds to clean up. A second signal ends the process at once, with 128 and the
+    signal's number: whoever sends it does not want to wait for `PIPELINE_OPS__DRAIN`. An ignored SIGINT stays ignored:
+    Ctrl-C is not meant for a worker that a script started in the background.
     """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 
     def asked(number: int) -> None:
         if stop.is_set():
-            give_up(f"a second {signal.Signals(number).name} came during the stop")
+            give_up(f"a second {signal.Signals(number).name} came during the stop", code=_SIGNALLED + number)
         log.info("stopping", signal=signal.Signals(number).name)
         stop.set()
 
@@ -120,10 +128,12 @@ async def until_stopped(work: Awaitable[None]) -> bool:
     running = asyncio.ensure_future(work)
     stopped = asyncio.ensure_future(stop.wait())
     await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    if running.done():
+    if not stop.is_set():
         stopped.cancel()
         await running
         return False
     running.cancel()
-    await asyncio.wait({running})
+    await asyncio.wait({running}, timeout=grace)
+    if running.done() and not running.cancelled() and (error := running.exception()) is not None:
+        log.warning("work failed while it was stopped", reason=str(error) or type(error).__name__)
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Protocol
@@ -92,6 +93,33 @@ async def add_partitions(bootstrap_servers: str, topic: str, partitions: int) ->
     await admin.start()
     try:
         await admin.create_partitions({topic: NewPartitions(partitions)})
+    finally:
+        await admin.close()
+
+
+async def recreate_topic(bootstrap_servers: str, topic: str, partitions: int, **config: str) -> None:
+    """Delete a topic and make one of the same name and size; returns when the broker has the new one.
+
+    The names of the configuration have `_` for `.`.
+    """
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    await admin.start()
+    new = NewTopic(
+        topic, partitions, 1, topic_configs={name.replace("_", "."): value for name, value in config.items()}
+    )
+
+    async def seen(count: int) -> None:
+        # The controller answers before the broker has taken the change: what is written then goes to the old log.
+        while len((await admin.describe_topics([topic]))[0]["partitions"]) != count:  # noqa: ASYNC110 - a broker is asked
+            await asyncio.sleep(0.02)
+
+    try:
+        async with asyncio.timeout(20):
+            await seen(partitions)
+            await admin.delete_topics([topic])
+            await seen(0)
+            await admin.create_topics([new])
+            await seen(partitions)
     finally:
         await admin.close()
 

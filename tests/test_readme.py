@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -217,7 +218,7 @@ def test_what_may_be_null_in_a_result_is_told() -> None:
 
 def test_the_exit_codes_are_those_of_the_command() -> None:
     codes = [int(code) for code, _ in rows("Health, readiness, logs, exit codes", "Exit code")]
-    assert codes == [0, 1, 2, EXIT_GAVE_UP]
+    assert codes == [0, 1, 2, EXIT_GAVE_UP, 128 + signal.SIGINT, 128 + signal.SIGTERM]
     assert {int(code) for code in re.findall(r"[Ee]xit codes? (\d+)", README)} <= set(codes)
 
 

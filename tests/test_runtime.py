@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from structlog.testing import capture_logs
 
 from pipeline import runtime
 from pipeline.runtime import EXIT_GAVE_UP, Fence, until_stopped
@@ -124,6 +125,37 @@ async def test_a_signal_stops_the_work_and_waits_until_it_is_gone(number: signal
         async with asyncio.timeout(PATIENCE):
             assert await until_stopped(work()) is True
     assert events == ["cleaned up"]
+
+
+@pytest.mark.asyncio
+async def test_work_that_does_not_end_when_it_is_cancelled_holds_up_no_stop() -> None:
+    go_on = asyncio.Event()
+
+    async def work() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await go_on.wait()
+
+    async with asyncio.timeout(5):
+        assert await until_stopped(work(), grace=0.05) is True
+    go_on.set()
+
+
+@pytest.mark.asyncio
+async def test_what_work_raises_while_it_is_stopped_is_a_line_of_the_log() -> None:
+    async def work() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise LookupError("of the clean-up")
+
+    with capture_logs() as logs:
+        async with asyncio.timeout(5):
+            assert await until_stopped(work()) is True
+    assert [line["reason"] for line in logs if line["log_level"] == "warning"] == ["of the clean-up"]
 
 
 # Ends, in processes of their own
@@ -257,5 +289,5 @@ def test_a_second_signal_ends_a_stop_that_hangs(scripts: list[Script], tmp_path:
     script.process.signal(signal.SIGTERM)
     script.wait_for("stopping")
     script.process.signal(signal.SIGINT)
-    assert script.process.wait(PATIENCE) == EXIT_GAVE_UP
+    assert script.process.wait(PATIENCE) == 128 + signal.SIGINT
     assert "a second SIGINT came during the stop" in script.process.log_tail()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import structlog
@@ -19,6 +19,7 @@ from pipeline.errors import StartFailed
 from pipeline.kafka.records import lighten_consumers
 from pipeline.settings import KafkaSettings, read_password
 
+_AnyClient = AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdminClient
 _Client = TypeVar("_Client", AIOKafkaConsumer, AIOKafkaProducer, AIOKafkaAdminClient)
 
 log = structlog.get_logger("pipeline.kafka")
@@ -26,6 +27,12 @@ log = structlog.get_logger("pipeline.kafka")
 # A batch of results is cut here; with what compression may add it stays below the broker's default of 1 MiB a batch.
 BATCH_BYTES = 512 * 1024
 _RETRY_SECONDS = 1.0
+_STOP_SECONDS = 5.0
+_CUT_SECONDS = 0.5
+_BACKGROUND_TASKS = (
+    "_sync_task", "_coordination_task", "_heartbeat_task", "_commit_refresh_task", "_reset_committed_task",
+    "_fetch_task", "_sender_task",
+)  # fmt: skip
 
 
 def _connection(settings: KafkaSettings) -> dict[str, Any]:
@@ -163,16 +170,55 @@ async def start_client(client: _Client) -> _Client:
     except KafkaError as error:
         await stop_client(client)
         raise _explained(error, causes.lines) from error
+    except asyncio.CancelledError:
+        await stop_client(client, seconds=_CUT_SECONDS)
+        raise
     finally:
         logger.removeHandler(causes)
     return client
 
 
-async def stop_client(client: AIOKafkaConsumer | AIOKafkaProducer | AIOKafkaAdminClient) -> None:
-    if isinstance(client, AIOKafkaAdminClient):
-        await client.close()
-    else:
-        await client.stop()  # type: ignore[no-untyped-call]
+async def stop_client(client: _AnyClient, *, seconds: float = _STOP_SECONDS) -> None:
+    """Stop a client, or cut its connections if that takes longer, as without a broker. Raises nothing of aiokafka's.
+
+    A producer must have nothing left to send: the caller flushes what it gave it.
+    """
+    stop: Any = client.close if isinstance(client, AIOKafkaAdminClient) else client.stop
+    # A task of its own: where a broker is away, aiokafka's fetcher raises CancelledError though nobody cancelled.
+    stopping = asyncio.ensure_future(stop())
+    try:
+        await asyncio.wait([stopping], timeout=seconds)
+    finally:
+        if not await _ended([stopping]) and seconds > 0:
+            log.warning("a Kafka client did not stop in time and was cut off", client=type(client).__name__)
+        await _cut_off(client)
+
+
+async def _ended(tasks: Collection[asyncio.Future[Any]]) -> bool:
+    """Cancel tasks and take their exceptions, else asyncio logs these at the end; False if one had not ended itself."""
+    done = all(task.done() for task in tasks)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=_CUT_SECONDS)
+    for task in tasks:
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            log.debug("a Kafka client's task failed at its stop", reason=type(error).__name__)
+    return done
+
+
+async def _cut_off(client: _AnyClient) -> None:
+    """Close whatever a stop left open. aiokafka 0.14 has no such method, so its parts are named here."""
+    network: Any = client.client if isinstance(client, AIOKafkaProducer) else client._client
+    parts: tuple[Any, ...] = (
+        network,
+        *(getattr(client, name, None) for name in ("_coordinator", "_fetcher", "_sender")),
+    )
+    tasks = {getattr(part, name, None) for part in parts for name in _BACKGROUND_TASKS}
+    tasks |= getattr(getattr(client, "_fetcher", None), "_pending_tasks", set())
+    await _ended([task for task in tasks if task is not None and not task.done()])
+    for connection in list(network._conns.values()):
+        connection.close()
 
 
 async def wait_for_broker(settings: KafkaSettings) -> None:
@@ -182,7 +228,7 @@ async def wait_for_broker(settings: KafkaSettings) -> None:
     said = False
     while True:
         try:
-            await (await start_client(admin(settings))).close()
+            await stop_client(await start_client(admin(settings)))
         except _NotYet as error:
             if loop.time() + _RETRY_SECONDS > deadline:
                 raise

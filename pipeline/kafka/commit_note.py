@@ -1,6 +1,7 @@
 """What a commit says besides the offset, in its metadata: a note to whoever owns the partition next. Pure.
 
-`floor`: where to read the results from (see `progress.py`). `unclean`: how often in a row the partition's owner ended
+`floor`: where to read the results from (see `progress.py`). `topic`, `results`: ids of the topics that offset and floor
+belong to, since another topic may have the name by then. `unclean`: how often in a row the partition's owner ended
 without giving it back; from the third time on records go one at a time. `alone`: the offset of the one in hand then. A
 record that was alone in hand when its process died is what killed it.
 """
@@ -11,7 +12,11 @@ import re
 from dataclasses import dataclass
 
 _NUMBER = r"([0-9]{1,19})"
-_NOTE = re.compile(rf"(?:floor={_NUMBER})?(?:(?:^| )unclean={_NUMBER})?(?:(?:^| )alone={_NUMBER})?")
+_TOPIC_ID = r"([A-Za-z0-9_-]{22})"
+_NOTE = re.compile(
+    rf"(?:floor={_NUMBER})?(?:(?:^| )unclean={_NUMBER})?(?:(?:^| )alone={_NUMBER})?"
+    rf"(?:(?:^| )topic={_TOPIC_ID})?(?:(?:^| )results={_TOPIC_ID})?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +24,14 @@ class CommitNote:
     floor: int | None = None
     unclean: int = 0
     alone: int | None = None
+    topic: str | None = None
+    results: str | None = None
 
     def encode(self) -> str:
-        parts = (("floor", self.floor), ("unclean", self.unclean or None), ("alone", self.alone))
+        parts = (
+            ("floor", self.floor), ("unclean", self.unclean or None), ("alone", self.alone),
+            ("topic", self.topic), ("results", self.results),
+        )  # fmt: skip
         return " ".join(f"{name}={value}" for name, value in parts if value is not None)
 
     @classmethod
@@ -30,5 +40,5 @@ class CommitNote:
         found = _NOTE.fullmatch(metadata or "")
         if found is None:
             return cls()
-        floor, unclean, alone = (None if text is None else int(text) for text in found.groups())
-        return cls(floor, unclean or 0, alone)
+        floor, unclean, alone = (None if text is None else int(text) for text in found.groups()[:3])
+        return cls(floor, unclean or 0, alone, *found.groups()[3:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
@@ -23,6 +24,22 @@ class Commits:
         self._consumer = consumer
         self._watch = watch
         self._lock = asyncio.Lock()
+
+    def follow(self) -> None:
+        """Take what a request for a commit raises after its caller was gone: asyncio would log a traceback of it.
+
+        aiokafka 0.14 shields that request from being cancelled, so its method is wrapped.
+        """
+        coordinator: Any = self._consumer._coordinator
+        commit = coordinator._do_commit_offsets
+
+        async def heard(*arguments: Any) -> None:
+            task = asyncio.current_task()
+            if task is not None:
+                task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+            await commit(*arguments)
+
+        coordinator._do_commit_offsets = heard
 
     async def write(self, partitions: Mapping[TopicPartition, Partition]) -> bool:
         """Commit what is due; False if that failed, and it is due again then.
@@ -48,3 +65,13 @@ class Commits:
                 return False
             self._watch.committed()
             return True
+
+    async def write_within(self, partitions: Mapping[TopicPartition, Partition], seconds: float | None) -> bool:
+        """As `write`, at a stop, which no outage of Kafka may hold up; False if Kafka did not answer by then."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.write(partitions)
+        except TimeoutError:
+            self._watch.last_commit_failed()
+            return False
+        return True

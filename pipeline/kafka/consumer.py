@@ -20,6 +20,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import IllegalStateError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
+from pipeline.kafka import client
 from pipeline.kafka.commits import Commits
 from pipeline.kafka.dead_letters import DeadLetters
 from pipeline.kafka.lease import Lease
@@ -27,6 +28,7 @@ from pipeline.kafka.openings import Openings
 from pipeline.kafka.partition import Handler, InFlight, Partition
 from pipeline.kafka.poll import poll
 from pipeline.kafka.records import Record
+from pipeline.kafka.reopening import Reopening
 from pipeline.kafka.sink import Fail, Sink
 from pipeline.kafka.takeover import Takeover
 from pipeline.kafka.undecodable import UNDECODABLE, one_of_each, unread
@@ -83,7 +85,6 @@ class GroupConsumer(ConsumerRebalanceListener):
     ) -> None:
         self.role = role
         self._consumer = consumer
-        self._takeover = takeover
         self._results = results
         self._dead_letters = dead_letters
         self._settings = settings
@@ -103,10 +104,18 @@ class GroupConsumer(ConsumerRebalanceListener):
         self._openings = Openings(
             role.name, consumer=consumer, takeover=takeover, results=results, commits=self._commits
         )
+        self._reopening = self._made_reopening(takeover)
         self.polled_at = time.monotonic()
         self.assigned = asyncio.Event()
         """Set once partitions were assigned and opened for the first time (there may be none for this member, and a
         blocked one is not waited for)."""
+
+    def _made_reopening(self, takeover: Takeover) -> Reopening:
+        return Reopening(
+            self.role.name, self._partitions, consumer=self._consumer, takeover=takeover, openings=self._openings,
+            commits=self._commits, seconds=self._drain_seconds, owned=self._owned, start=self._start,
+            opened=self._opened, wake=self._wake,
+        )  # fmt: skip
 
     @property
     def partitions(self) -> Collection[Partition]:
@@ -121,20 +130,24 @@ class GroupConsumer(ConsumerRebalanceListener):
         """Join the group. The consumer itself has been started; partitions open as they are assigned."""
         self._lease.follow(self._consumer)
         self._lease.on_renewal = self._wake.set
+        self._commits.follow()
         self._consumer.subscribe(list(self.role.topics), listener=self)
         for name, loop in (("poll", self._poll), ("commit", self._commit_regularly), ("watch", self._watch_regularly)):
             self._start(loop, f"{self.role.name} {name}")
 
-    def _start(self, loop: Callable[[], Awaitable[None]], name: str) -> None:
+    def _start(self, loop: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(self._guarded(loop), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _guarded(self, loop: Callable[[], Awaitable[None]]) -> None:
         try:
             await loop()
         except Exception as error:  # noqa: BLE001 - boundary of the task: a role without its loop must not live on
-            self._fail(f"role {self.role.name} cannot go on", error)
+            if not self._stopping:
+                self._fail(f"role {self.role.name} cannot go on", error)
+            log.debug("a loop failed during the stop", role=self.role.name, reason=type(error).__name__)
 
     # The poll
 
@@ -195,7 +208,7 @@ class GroupConsumer(ConsumerRebalanceListener):
                 self._pace(sum(map(len, fetched.values())), time.perf_counter() - began)
             return
         for tp, offset in lost.items():
-            await self._skip_lost(tp, offset)
+            await self._reopening.out_of_range(tp, offset)
 
     def _pace(self, count: int, seconds: float) -> None:
         """Take as many records the next time as would have been handled in `_HOLD_SECONDS`, but not twice as many."""
@@ -241,17 +254,6 @@ class GroupConsumer(ConsumerRebalanceListener):
                 await self._wake.wait()
         partition.looking = False
         self._wake.set()
-
-    async def _skip_lost(self, tp: TopicPartition, offset: int) -> None:
-        partition = self._partitions.get(tp)
-        if partition is None:
-            return
-        first = await self._takeover.first_offset(tp)
-        if offset >= first:
-            # The log ends before our position: it was truncated or made anew. Only a new opening can tell which.
-            self._fail(f"{tp.topic}-{tp.partition} no longer reaches offset {offset}", LookupError(tp.topic))
-        self._takeover.lost(tp, offset, first)
-        self._consumer.seek(tp, first)
 
     def _settled(self, topic: str, chunk: InFlight) -> None:
         self._watch.settled(chunk, topic)
@@ -299,14 +301,15 @@ class GroupConsumer(ConsumerRebalanceListener):
         except Exception as error:  # noqa: BLE001 - aiokafka would swallow it
             self._fail(f"role {self.role.name}: giving partitions back failed", error)
 
-    async def _release(self) -> None:
-        """Give all partitions back, within the drain's time. What was handed to Kafka is waited for, nothing else."""
+    async def _release(self, *, commit_seconds: float | None = None) -> bool:
+        """Give all partitions back. Only what Kafka was given is waited for; False if it did not answer the commit."""
         async with self._releasing:
             partitions = list(self._partitions.values())
             # 1. Nothing new begins.
             if self._opening is not None:
                 self._opening.cancel()
                 await asyncio.wait([self._opening])
+            await self._reopening.cancel()
             for partition in partitions:
                 partition.open = False
             async with asyncio.timeout(self._drain_seconds):
@@ -325,11 +328,12 @@ class GroupConsumer(ConsumerRebalanceListener):
                 for partition in partitions:
                     await partition.sent()
             # 5. One last commit, still under our ownership.
-            await self._commits.write(self._partitions)
+            answered = await self._commits.write_within(self._partitions, commit_seconds)
             # 6. Forgotten.
             self._watch.released()
             self._partitions.clear()
             self._wake.set()
+            return answered
 
     async def _commit_regularly(self) -> None:
         while not self._stopping:
@@ -352,6 +356,7 @@ class GroupConsumer(ConsumerRebalanceListener):
                 except (IllegalStateError, KafkaError, KeyError, TimeoutError) as error:
                     log.debug("lag is not known", role=self.role.name, reason=type(error).__name__)
             self._watch.observe(self.partitions, ends)
+            await self._reopening.look(seconds=self._settings.request_timeout)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), self._watch.interval)
 
@@ -365,20 +370,23 @@ class GroupConsumer(ConsumerRebalanceListener):
 
     # The stop
 
-    async def stop(self, *, polite: float) -> None:
-        """Finish what was taken within `polite` seconds, commit, leave. What is left then is the next owner's.
+    async def stop(self, *, seconds: float) -> None:
+        """Finish what was taken within three quarters of the time, commit, leave; the rest is the next owner's.
 
-        Only Kafka is waited for without a limit of its own: the caller ends the process at its deadline.
+        Only what Kafka was given is waited for without a limit: the caller ends the process at its deadline.
         """
         self._stopping = True
         self._stopped.set()
         for partition in self._partitions.values():
             partition.open = False
+        deadline = time.monotonic() + seconds
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(polite):
+            async with asyncio.timeout(seconds * 3 / 4):
                 await self._finish()
-        await self._release()
-        await self._consumer.stop()
+        answered = await self._release(commit_seconds=(deadline - time.monotonic()) / 4)
+        # A coordinator that did not answer will not answer a farewell either.
+        farewell = max(0.0, deadline - time.monotonic()) / 4 if answered else 0
+        await client.stop_client(self._consumer, seconds=farewell)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

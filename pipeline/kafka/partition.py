@@ -22,11 +22,8 @@ from pipeline.kafka.dead_letters import DeadLetters
 from pipeline.kafka.progress import Progress, Span
 from pipeline.kafka.records import Record
 from pipeline.kafka.sink import Lane
-from pipeline.messages.delivery import Chunk, Delivery, Result
+from pipeline.messages.delivery import Chunk, Delivery, Result, identity_of
 
-LOG_APPEND_TIME = 1
-CLOCK_SKEW_MS = 60_000
-"""Most that the clocks of two brokers are taken to differ."""
 _NO_NOTE = CommitNote()
 # After so many unclean ends in a row, the record at fault is looked for.
 _TRUSTED_ENDS = 3
@@ -49,8 +46,11 @@ class Opening:
     scan_floor: int = 0
     results_end: int = 0
     """The end of the results partition when the scan was made."""
-    recovered: Mapping[int, int] | None = None
-    """Offset of a request -> append time (ms) of its published result."""
+    recovered: Mapping[int, tuple[int, ...]] | None = None
+    """Offset of a request -> timestamps (ms) that results published for it name. Of two topics of one name, two."""
+    topic_id: str | None = None
+    results_id: str | None = None
+    """Ids of the topics that `position` and `scan_floor` belong to, where the broker gives any."""
 
 
 class InFlight:
@@ -136,12 +136,14 @@ class Partition:
         self.blocked = False
         self.octets = 0
         self.moved_at = time.monotonic()
-        self.commit_due = False
-        self.closing = False
+        self.commit_due = self.closing = False
         self.looking = False
         """Records go one at a time just now."""
         self.queue: deque[Record] = deque()
         """Records fetched and not begun: only where they go one at a time."""
+        self.topic_id: str | None = None
+        self.results_id: str | None = None
+        """Ids of the topics that it was opened on, where the broker gives any."""
         self._handler = handler
         self._lane = lane
         self._window = window
@@ -149,7 +151,7 @@ class Partition:
         self._settled = settled
         self.acknowledged = acknowledged
         self._progress = Progress(0)
-        self._recovered: dict[int, int] = {}
+        self._recovered: dict[int, tuple[int, ...]] = {}
         self._chunks: deque[InFlight] = deque()
         self._unclean = 0
         self._suspicious_end = 0
@@ -166,7 +168,10 @@ class Partition:
             recovered_end=max(self._recovered, default=-1) + 1,
         )
         if self._lane is not None:
-            self._lane.end = max(self._lane.end, opening.results_end)
+            same_log = opening.results_id == self._lane.topic_id
+            self._lane.end = max(self._lane.end, opening.results_end) if same_log else opening.results_end
+            self._lane.topic_id = opening.results_id
+        self.topic_id, self.results_id = opening.topic_id, opening.results_id
         # Counted before the first record is touched: this life may be the next unclean end.
         self._unclean = opening.note.unclean + 1
         self._suspicious_end = opening.position + self._window
@@ -232,12 +237,9 @@ class Partition:
         self._killer = None
 
     def _answered(self, record: Record) -> bool:
-        """A published decision is final. The times tell a topic made anew, whose offsets repeat, from a takeover."""
-        appended = self._recovered.pop(record.offset, None)
-        if appended is None:
-            return False
-        # The two times are of two leaders, whose clocks differ a little.
-        return record.timestamp_type != LOG_APPEND_TIME or appended >= record.timestamp - CLOCK_SKEW_MS
+        """A published decision is final. Offsets repeat where a topic was created again: the time tells which."""
+        timestamps = self._recovered.pop(record.offset, ())
+        return bool(timestamps) and identity_of(record, "-")[1] in timestamps
 
     # 3. Sent
 
@@ -287,7 +289,7 @@ class Partition:
         unclean = 0 if self.closing else self._unclean if position < self._suspicious_end else 1
         floor = None if self._lane is None else self._progress.floor(self._lane.end)
         alone = self._in_hand if self._in_hand is not None and self._in_hand >= position else None
-        return position, CommitNote(floor, unclean, alone).encode()
+        return position, CommitNote(floor, unclean, alone, self.topic_id, self.results_id).encode()
 
     def oldest(self) -> int | None:
         """Timestamp (ms) of the oldest record not settled, if there is one."""

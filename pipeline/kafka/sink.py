@@ -67,6 +67,8 @@ class Lane:
 
     def __init__(self, sink: Sink, partition: int) -> None:
         self.end = 0
+        self.topic_id: str | None = None
+        """The topic that `end` belongs to, where the broker gives ids."""
         self.octets = 0
         """Bytes appended and not acknowledged."""
         self._sink = sink

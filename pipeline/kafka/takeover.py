@@ -2,15 +2,17 @@
 
 The floor in the commit's metadata says from where the results must be read. Without one (a first start, commits
 expired or deleted) it is found by time: no result of a request is older than the request. A minute is taken off,
-since leaders of two partitions may be two machines with two clocks.
+since leaders of two partitions may be two machines with two clocks. Offsets of a topic that was deleted and created
+again mean nothing: the ids in the note tell (`topic_ids.py`), and a result answers the request whose time it names.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
+import msgspec
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -18,17 +20,19 @@ from aiokafka.structs import OffsetAndMetadata
 from prometheus_client import Histogram
 
 from pipeline.kafka.commit_note import CommitNote
-from pipeline.kafka.partition import CLOCK_SKEW_MS, LOG_APPEND_TIME, Opening
+from pipeline.kafka.partition import Opening, Partition
 from pipeline.kafka.poll import poll
 from pipeline.kafka.records import Record
+from pipeline.kafka.topic_ids import TopicIds
 from pipeline.kafka.undecodable import one_of_each
 from pipeline.messages.delivery import RESULT_SOURCE_HEADER
 from pipeline.metrics import Metrics
 
 log = structlog.get_logger("pipeline.takeover")
 
-# A result whose time is not the broker's is taken to be later than any request.
-_ANY_TIME = 1 << 62
+_LOG_APPEND_TIME = 1
+# Most that the clocks of two brokers are taken to differ.
+_CLOCK_SKEW_MS = 60_000
 _LONGEST_OFFSET = 19
 # Without a record for so long a scan is given up and made again.
 _SCAN_SILENCE_SECONDS = 10.0
@@ -36,6 +40,15 @@ _POLL_MS = 500
 # Without a limit a poll unpacks all that was fetched, a MiB of each partition before decompression: that took 240 MB,
 # and held the event loop for a second.
 _SCAN_RECORDS = 1000
+
+
+class _Timed(msgspec.Struct, frozen=True, gc=False):
+    """Of a result, the time of the request that it answers; everything else is passed over."""
+
+    timestamp: int
+
+
+_decode = msgspec.json.Decoder(_Timed).decode
 
 
 class Takeover:
@@ -47,6 +60,7 @@ class Takeover:
         group_id: str,
         admin: AIOKafkaAdminClient,
         scanner: AIOKafkaConsumer,
+        topic_ids: TopicIds,
         results_topic: str | None,
         role: str,
         topics: Collection[str],
@@ -56,6 +70,7 @@ class Takeover:
         self._group_id = group_id
         self._admin = admin
         self._scanner = scanner
+        self._topic_ids = topic_ids
         self._results_topic = results_topic
         self._role = role
         # Made at the start: a series whose first sample is 1 shows no increase.
@@ -67,24 +82,39 @@ class Takeover:
         """The openings of partitions just assigned. May be cancelled; raises what aiokafka raises."""
         async with self._lock:
             started = time.perf_counter()
+            # Before the offsets: should a topic be created again in between, they are taken for the old one's.
+            ids = dict(await self._topic_ids.look())
             committed = await self._admin.list_consumer_group_offsets(self._group_id, partitions=list(partitions))
+            notes = {tp: CommitNote.decode(committed[tp].metadata) for tp in partitions if tp in committed}
+            committed = await self._of_this_topic(committed, notes, ids)
             positions = await self._positions(partitions, committed)
             # A commit at another position than ours belongs to a log that is gone, and so does its note.
             notes = {
-                tp: CommitNote.decode(committed[tp].metadata)
-                if tp in committed and committed[tp].offset == position
-                else CommitNote()
+                tp: notes[tp] if tp in committed and committed[tp].offset == position else CommitNote()
                 for tp, position in positions.items()
             }
             if self._results_topic is None:
-                return {tp: Opening(position, notes[tp]) for tp, position in positions.items()}
+                return {
+                    tp: Opening(position, notes[tp], topic_id=ids.get(tp.topic)) for tp, position in positions.items()
+                }
             try:
-                openings = await self._scan(positions, notes)
+                openings = await self._scan(positions, notes, ids)
             finally:
                 # Else it would go on fetching, and keep what it fetched.
                 self._scanner.pause(*self._scanner.assignment())
             self._seconds.observe(time.perf_counter() - started)
             return openings
+
+    async def topic_ids(self) -> Mapping[str, str]:
+        """The ids of the role's topics now, as far as they are known. Raises KafkaError."""
+        return await self._topic_ids.look()
+
+    def is_of(self, partition: Partition, ids: Mapping[str, str]) -> bool:
+        """Whether the topics still have the ids that the partition was opened on, as far as any are known."""
+        pairs = [(partition.topic_id, ids.get(partition.tp.topic))]
+        if self._results_topic is not None:
+            pairs.append((partition.results_id, ids.get(self._results_topic)))
+        return all(None in pair or pair[0] == pair[1] for pair in pairs)
 
     async def end_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         ends: dict[TopicPartition, int] = await self._scanner.end_offsets(list(partitions))
@@ -93,6 +123,17 @@ class Takeover:
     async def first_offset(self, tp: TopicPartition) -> int:
         firsts: dict[TopicPartition, int] = await self._scanner.beginning_offsets([tp])
         return firsts[tp]
+
+    async def _of_this_topic(
+        self,
+        committed: dict[TopicPartition, OffsetAndMetadata],
+        notes: dict[TopicPartition, CommitNote],
+        ids: Mapping[str, str],
+    ) -> dict[TopicPartition, OffsetAndMetadata]:
+        """The commits without those made for a topic that was deleted since."""
+        pairs = {(tp.topic, note.topic) for tp, note in notes.items()}
+        gone = {pair for pair in pairs if await self._topic_ids.replaced(*pair, ids.get(pair[0]))}
+        return {tp: at for tp, at in committed.items() if tp in notes and (tp.topic, notes[tp].topic) not in gone}
 
     async def _positions(
         self, partitions: Collection[TopicPartition], committed: dict[TopicPartition, OffsetAndMetadata]
@@ -111,36 +152,43 @@ class Takeover:
         return positions
 
     def lost(self, tp: TopicPartition, offset: int, first: int) -> None:
-        """A position is not in the log any more: records were deleted unread, or the topic was made anew."""
+        """A position is not in the log any more: records were deleted unread, or the log was truncated."""
         self._lost[tp.topic].inc()
         log.error(
-            "the committed offset is not in the log: records may be lost; reading from the log's start",
+            "committed offset is not in the log: records may be lost; reading from the log's start",
             role=self._role, topic=tp.topic, partition=tp.partition, committed=offset, log_start=first,
         )  # fmt: skip
 
     async def _scan(
-        self, positions: dict[TopicPartition, int], notes: dict[TopicPartition, CommitNote]
+        self, positions: dict[TopicPartition, int], notes: dict[TopicPartition, CommitNote], ids: Mapping[str, str]
     ) -> dict[TopicPartition, Opening]:
         assert self._results_topic is not None
         lanes = {tp: TopicPartition(self._results_topic, tp.partition) for tp in positions}
         firsts = await self._scanner.beginning_offsets(list(lanes.values()))
         ends = await self._scanner.end_offsets(list(lanes.values()))
+        results_id = ids.get(self._results_topic)
+        befores = {note.results for note in notes.values()}
+        gone = {one for one in befores if await self._topic_ids.replaced(self._results_topic, one, results_id)}
         floors: dict[TopicPartition, int] = {}
         unknown = []
         for tp, lane in lanes.items():
             floor = notes[tp].floor
-            if floor is None:
+            # After the end: of a log that was truncated, or of a topic that is gone and whose id nobody knew.
+            if floor is None or floor > ends[lane] or notes[tp].results in gone:
                 unknown.append(tp)
             else:
-                floors[lane] = min(max(floor, firsts[lane]), ends[lane])
+                floors[lane] = max(floor, firsts[lane])
         if unknown:
             for tp, floor in (await self._floors_by_time({tp: positions[tp] for tp in unknown}, lanes, ends)).items():
                 floors[lanes[tp]] = max(floor, firsts[lanes[tp]])
         recovered = await self._read(floors, ends, {lanes[tp]: (tp.topic, positions[tp]) for tp in positions})
         return {
-            tp: Opening(position, notes[tp], floors[lanes[tp]], ends[lanes[tp]], recovered[lanes[tp]])
+            tp: Opening(
+                position, notes[tp], floors[lanes[tp]], ends[lanes[tp]], recovered[lanes[tp]],
+                ids.get(tp.topic), results_id,
+            )
             for tp, position in positions.items()
-        }
+        }  # fmt: skip
 
     async def _floors_by_time(
         self,
@@ -150,7 +198,7 @@ class Takeover:
     ) -> dict[TopicPartition, int]:
         """For each partition the first results offset that is not older than its first request to be read."""
         times = await self._times_at(positions)
-        asked = {lanes[tp]: max(0, timestamp - CLOCK_SKEW_MS) for tp, timestamp in times.items()}
+        asked = {lanes[tp]: max(0, timestamp - _CLOCK_SKEW_MS) for tp, timestamp in times.items()}
         found = await self._scanner.offsets_for_times(asked) if asked else {}
         floors = {}
         for tp, lane in lanes.items():
@@ -173,7 +221,7 @@ class Takeover:
         while waiting:
             for tp, records in (await self._fetched(list(waiting), max_records=1)).items():
                 # A producer's clock says nothing of when the result came: without append time all results are read.
-                times[tp] = records[0].timestamp if records[0].timestamp_type == LOG_APPEND_TIME else 0
+                times[tp] = records[0].timestamp if records[0].timestamp_type == _LOG_APPEND_TIME else 0
                 del waiting[tp]
             await self._drop_ended(waiting, ends)
         return times
@@ -183,9 +231,9 @@ class Takeover:
         floors: dict[TopicPartition, int],
         ends: dict[TopicPartition, int],
         requests: dict[TopicPartition, tuple[str, int]],
-    ) -> dict[TopicPartition, dict[int, int]]:
-        """The sources found between floor and end of each results partition -> append time of the first result (ms)."""
-        recovered: dict[TopicPartition, dict[int, int]] = {lane: {} for lane in floors}
+    ) -> dict[TopicPartition, dict[int, tuple[int, ...]]]:
+        """The sources found between floor and end of each results partition -> times that their results name (ms)."""
+        recovered: dict[TopicPartition, dict[int, tuple[int, ...]]] = {lane: {} for lane in floors}
         waiting = {lane: floor for lane, floor in floors.items() if floor < ends[lane]}
         if not waiting:
             return recovered
@@ -195,13 +243,11 @@ class Takeover:
                 topic, position = requests[lane]
                 prefix = f"{topic}-{lane.partition}-".encode()
                 for record in records:
-                    for name, value in record.headers:
-                        if name == RESULT_SOURCE_HEADER and value and value.startswith(prefix):
-                            offset = _offset(value[len(prefix) :])
-                            if offset >= position:
-                                by_broker = record.timestamp_type == LOG_APPEND_TIME
-                                recovered[lane].setdefault(offset, record.timestamp if by_broker else _ANY_TIME)
-                            break
+                    offset = _request_of(record, prefix)
+                    if offset >= position and (timestamp := _request_time(record)) is not None:
+                        found = recovered[lane].get(offset, ())
+                        if timestamp not in found:
+                            recovered[lane][offset] = (*found, timestamp)
             await self._drop_ended(waiting, ends)
         return recovered
 
@@ -235,6 +281,19 @@ class Takeover:
                 del waiting[tp]
 
 
-def _offset(text: bytes) -> int:
-    """The offset at the end of a source; -1 where a stranger wrote something else."""
-    return int(text) if text.isdigit() and len(text) <= _LONGEST_OFFSET else -1
+def _request_of(record: Record, prefix: bytes) -> int:
+    """The offset of the request that a result answers; -1 where it is not of the topic and partition of `prefix`."""
+    for name, value in record.headers:
+        if name == RESULT_SOURCE_HEADER:
+            text = value[len(prefix) :] if value and value.startswith(prefix) else b""
+            if text.isdigit() and len(text) <= _LONGEST_OFFSET:
+                return int(text)
+    return -1
+
+
+def _request_time(record: Record) -> int | None:
+    """The time (ms) of the request that a result answers; None where a stranger wrote something else."""
+    try:
+        return _decode(record.value or b"").timestamp
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None

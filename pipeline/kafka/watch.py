@@ -70,6 +70,13 @@ class Watch:
             reason=type(error).__name__,
         )
 
+    def last_commit_failed(self) -> None:
+        self._commits_failed.inc()
+        log.warning(
+            "the last offsets were not committed: Kafka did not answer; the next owner finds what was published",
+            role=self._role,
+        )
+
     def observe(self, partitions: Collection[Partition], ends: Mapping[TopicPartition, int]) -> None:
         """Set the gauges. `ends` holds the end of each log that is known."""
         self._in_flight.set(sum(partition.records_under_way for partition in partitions))

@@ -127,9 +127,9 @@ def test_every_sign_of_trouble_has_an_alert() -> None:
     asked = {name for alert in ALERTS for name in metrics_in(alert["expr"])}
     trouble = {
         "lag_seconds", "partitions_blocked", "upstream_blocked", "datafile_key_denied", "datafile_stale",
-        "dead_letters_total", "offsets_out_of_range_total", "commits_total", "event_loop_longest_stall_seconds",
-        "results_recovered_total", "segment_failures_total", "rebalances_total", "profile_lookups_total",
-        "profile_saves_total", "cmab_requests_total", "decide_latency_seconds_bucket",
+        "dead_letters_total", "offsets_out_of_range_total", "topics_recreated_total", "commits_total",
+        "event_loop_longest_stall_seconds", "results_recovered_total", "segment_failures_total", "rebalances_total",
+        "profile_lookups_total", "profile_saves_total", "cmab_requests_total", "decide_latency_seconds_bucket",
     }  # fmt: skip
     assert {f"decision_pipeline_{name}" for name in trouble} - asked == set()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pipeline.kafka.partition import Handler
 from pipeline.kafka.records import Record, lighten_consumers
 from pipeline.kafka.sink import Sink
 from pipeline.kafka.takeover import Takeover
+from pipeline.kafka.topic_ids import TopicIds
 from pipeline.messages.delivery import RESULT_SOURCE_HEADER, Chunk, Delivery, Result, source_of
 from pipeline.metrics import Metrics
 from pipeline.settings import KafkaSettings
@@ -37,7 +39,14 @@ def fail(reason: str, error: BaseException | None = None) -> NoReturn:
 
 
 def echoed(record: Delivery) -> Result:
-    return Result(record.key or b"", record.value or b"", [(RESULT_SOURCE_HEADER, source_of(record).encode())])
+    value = b'{"timestamp":%d,"value":%s}' % (record.timestamp, json.dumps((record.value or b"").decode()).encode())
+    return Result(record.key or b"", value, [(RESULT_SOURCE_HEADER, source_of(record).encode())])
+
+
+def value_of(result: Record) -> bytes:
+    """The value of the record that `echoed` made the result of."""
+    value: str = json.loads(result.value or b"")["value"]
+    return value.encode()
 
 
 class Echo:
@@ -100,6 +109,10 @@ async def member(
     letters = Sink(producer, topics.dead_letters, partitions=partitions, metrics=metrics, fail=fail)
     takeover = Takeover(
         group_id=f"{settings.group_id}.decide", admin=admin, scanner=scanner,
+        topic_ids=TopicIds(
+            admin, role="decide", topics=[topics.decide_requests, topics.decide_results, topics.dead_letters],
+            metrics=metrics,
+        ),
         results_topic=topics.decide_results, role="decide",
         topics=[topics.decide_requests], metrics=metrics,
     )  # fmt: skip
@@ -113,7 +126,7 @@ async def member(
     try:
         yield Member(group, metrics, producer, takeover, admin, consumer, lease, results)
     finally:
-        await group.stop(polite=5)
+        await group.stop(seconds=7)
         await producer.stop()
         await scanner.stop()
         await admin.close()

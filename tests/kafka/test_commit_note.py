@@ -11,9 +11,15 @@ from pipeline.kafka.commit_note import CommitNote
 OFFSETS = st.integers(0, 2**63 - 1)
 
 
-@given(st.none() | OFFSETS, st.integers(0, 10**6), st.none() | OFFSETS)
-def test_a_note_is_read_as_it_was_written(floor: int | None, unclean: int, alone: int | None) -> None:
-    note = CommitNote(floor, unclean, alone)
+TOPIC_IDS = st.none() | st.text("AZaz09-_", min_size=22, max_size=22)
+REQUESTS, RESULTS = "aK3u_x-Zq0aM5kq2S1bTNg", "-cHG2p5wQx2n4cJ1p8m_9w"
+
+
+@given(st.none() | OFFSETS, st.integers(0, 10**6), st.none() | OFFSETS, TOPIC_IDS, TOPIC_IDS)
+def test_a_note_is_read_as_it_was_written(
+    floor: int | None, unclean: int, alone: int | None, topic: str | None, results: str | None
+) -> None:
+    note = CommitNote(floor, unclean, alone, topic, results)
     assert CommitNote.decode(note.encode()) == note
 
 
@@ -25,6 +31,8 @@ def test_a_note_is_read_as_it_was_written(floor: int | None, unclean: int, alone
         (CommitNote(0, 3), "floor=0 unclean=3"),
         (CommitNote(12, 4, 99), "floor=12 unclean=4 alone=99"),
         (CommitNote(None, 1), "unclean=1"),
+        (CommitNote(7, topic=REQUESTS, results=RESULTS), f"floor=7 topic={REQUESTS} results={RESULTS}"),
+        (CommitNote(topic=REQUESTS), f"topic={REQUESTS}"),
     ],
 )
 def test_a_note_is_short_text_that_a_person_can_read(note: CommitNote, text: str) -> None:
@@ -44,6 +52,8 @@ def test_a_note_is_short_text_that_a_person_can_read(note: CommitNote, text: str
         " floor=1",
         "floor=1\n",
         "floor=" + "9" * 20,
+        "topic=" + "A" * 21,
+        "floor=1 topic=" + "A" * 21 + "=",
     ],
 )
 def test_what_somebody_else_committed_is_no_note(text: str | None) -> None:

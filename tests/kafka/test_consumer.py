@@ -14,8 +14,10 @@ from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.structs import OffsetAndMetadata
 
 from pipeline.errors import Rejected
+from pipeline.kafka.commit_note import CommitNote
 from pipeline.kafka.partition import Opening
 from pipeline.kafka.sink import UNSENT_BYTES
+from pipeline.kafka.topic_ids import topic_ids
 from pipeline.messages.delivery import Chunk, Result
 from tests.kafka.member import (
     Echo,
@@ -28,6 +30,7 @@ from tests.kafka.member import (
     produce,
     read,
     sources,
+    value_of,
 )
 from tests.patience import PATIENCE, stretched
 from tests.settled import until
@@ -51,11 +54,15 @@ async def test_every_record_has_one_result_on_its_partition_and_is_committed(kaf
     settings = kafka_settings(kafka, group_id=own.decide_requests)
     async with member(settings, own, lambda _: LateEcho()) as one:
         results = await read(kafka, own.decide_results, 4, count=20_000)
-        await one.consumer.stop(polite=5)
+        await one.consumer.stop(seconds=7)
         offsets = await committed(one.admin, f"{settings.group_id}.decide", own)
+        ids = await topic_ids(one.admin, [own.decide_requests, own.decide_results])
     assert len(results) == len(set(sources(results))) == 20_000
     assert {offset.offset for offset in offsets.values()} == {5_000}
-    assert {offset.metadata for offset in offsets.values()} == {"floor=5000"}
+    assert {CommitNote.decode(offset.metadata).floor for offset in offsets.values()} == {5_000}
+    assert {CommitNote.decode(offset.metadata).unclean for offset in offsets.values()} == {0}
+    written = {(note.topic, note.results) for note in (CommitNote.decode(at.metadata) for at in offsets.values())}
+    assert written == {(ids[own.decide_requests], ids[own.decide_results])}
     for result in results:
         assert dict(result.headers)["source"].split(b"-")[1] == b"%d" % result.partition
 
@@ -68,7 +75,7 @@ async def test_results_of_records_at_hand_keep_the_order_of_the_requests(kafka: 
         results = await read(kafka, own.decide_results, 4, count=5_000)
     by_partition: dict[int, list[int]] = defaultdict(list)
     for result in results:
-        by_partition[result.partition].append(int(result.value or b""))
+        by_partition[result.partition].append(int(value_of(result)))
     assert all(values == sorted(values) for values in by_partition.values())
 
 
@@ -93,7 +100,8 @@ async def test_an_unsettled_record_is_never_committed_and_fills_the_window(kafka
         # The window, and less than one poll of 100 more: polls are small at first and do not divide it evenly.
         assert 500 <= holds.taken < 600
         offsets = await committed(one.admin, f"{settings.group_id}.decide", own, 1)
-        assert offsets[0] == OffsetAndMetadata(0, "floor=0 unclean=1")
+        assert offsets[0].offset == 0
+        assert offsets[0].metadata.startswith("floor=0 unclean=1 topic=")
 
 
 @pytest.mark.asyncio
@@ -109,7 +117,12 @@ async def test_no_more_is_taken_while_results_wait_for_kafka_and_each_answer_of_
 
         def handle(self, chunk: Chunk) -> None:
             self.taken += len(chunk.records)
-            results = [Result(b"user", b"x" * 100_000, echoed(record).headers) for record in chunk.records]
+            results = [
+                Result(
+                    b"user", b'{"timestamp":%d,"x":"%s"}' % (record.timestamp, b"x" * 100_000), echoed(record).headers
+                )
+                for record in chunk.records
+            ]
             self.first.append((chunk, results[0]))
             if results[1:]:
                 chunk.publish(results[1:])
@@ -141,7 +154,7 @@ async def test_what_is_rejected_is_a_dead_letter_with_its_bytes_and_origin(kafka
     settings = kafka_settings(kafka, group_id=own.decide_requests)
     async with member(settings, own, lambda _: Refuses()) as one:
         (letter,) = await read(kafka, own.dead_letters, 4, count=1)
-        await one.consumer.stop(polite=5)
+        await one.consumer.stop(seconds=7)
         offsets = await committed(one.admin, f"{settings.group_id}.decide", own)
     headers = {name: value.decode() for name, value in letter.headers}
     assert (letter.key, letter.value) == (b"user", b"\xff{")
@@ -172,7 +185,7 @@ async def test_a_release_during_an_opening_commits_nothing(kafka: Broker, topics
     settings = kafka_settings(kafka, group_id=own.decide_requests)
     async with member(settings, own, lambda _: Echo(), partitions=2) as first:
         await read(kafka, own.decide_results, 2, count=100)
-        await first.consumer.stop(polite=5)
+        await first.consumer.stop(seconds=7)
     async with member(settings, own, lambda _: Echo(), partitions=2) as second:
         opening, opened = asyncio.Event(), second.takeover.open
 
@@ -184,7 +197,7 @@ async def test_a_release_during_an_opening_commits_nothing(kafka: Broker, topics
 
         second.takeover.open = never  # type: ignore[method-assign]
         await asyncio.wait_for(opening.wait(), PATIENCE)
-        await second.consumer.stop(polite=5)
+        await second.consumer.stop(seconds=7)
         offsets = await committed(second.admin, f"{settings.group_id}.decide", own, 2)
     assert {offset.offset for offset in offsets.values()} == {50}
 
@@ -202,7 +215,7 @@ async def test_an_idle_partition_does_not_lag_behind_markers_of_transactions(kaf
     async with member(settings, own, lambda _: Echo(), partitions=1) as one:
         await read(kafka, own.decide_results, 1, count=1)
         await until(lambda: one.metrics.registry.get_sample_value("decision_pipeline_lag_records", lag) == 0)
-        await one.consumer.stop(polite=5)
+        await one.consumer.stop(seconds=7)
         offsets = await committed(one.admin, f"{settings.group_id}.decide", own, 1)
     assert offsets[0].offset == 2
     (only,) = one.consumer.stuck(time.monotonic() + 3600, after=60)
@@ -273,7 +286,7 @@ async def test_suspects_go_one_at_a_time_across_the_chunks_of_several_polls(kafk
     async with member(settings, own, lambda _: Echo(), partitions=1) as one:
         await asyncio.wait_for(one.consumer.assigned.wait(), PATIENCE)
         await read(kafka, own.decide_results, 1, count=60)
-        await one.consumer.stop(polite=5)
+        await one.consumer.stop(seconds=7)
     await produce(kafka, own.decide_requests, numbered(60, 1))
     await commit(kafka, f"{settings.group_id}.decide", tp, OffsetAndMetadata(60, "floor=60 unclean=3"))
     late = Late()
@@ -309,7 +322,7 @@ async def test_a_record_that_cannot_be_read_is_a_pointer_and_its_neighbours_have
     async with member(settings, own, lambda _: Echo(), partitions=1) as one:
         results = await read(kafka, own.decide_results, 1, count=6)
         (letter,) = await read(kafka, own.dead_letters, 1, count=1)
-        await one.consumer.stop(polite=5)
+        await one.consumer.stop(seconds=7)
         offsets = await committed(one.admin, f"{settings.group_id}.decide", own, 1)
     assert sorted(int(source.rpartition("-")[2]) for source in sources(results)) == [0, 1, 2, 4, 5, 6]
     headers = {name: value.decode() for name, value in letter.headers}
@@ -372,7 +385,7 @@ async def test_a_stop_and_a_hook_that_give_partitions_back_at_once_end_both_and_
         if evicted:
             one.client.assignment = frozenset  # type: ignore[method-assign]
         # As aiokafka calls the hook from its coordinator while a signal begins the stop.
-        calls = [one.consumer.on_partitions_revoked(owned), one.consumer.stop(polite=polite)]
+        calls = [one.consumer.on_partitions_revoked(owned), one.consumer.stop(seconds=polite / 0.75)]
         both = [asyncio.create_task(call) for call in calls[::order]]
         await until(lambda: not any(partition.open for partition in one.consumer.partitions))
         for _ in range(20):
@@ -395,7 +408,7 @@ async def test_partitions_that_are_assigned_during_a_stop_are_not_opened(kafka: 
     async with member(settings, own, lambda _: keeps, partitions=1) as one:
         await until(lambda: keeps.kept)
         (before,) = one.consumer.partitions
-        stopping = asyncio.create_task(one.consumer.stop(polite=0.5))
+        stopping = asyncio.create_task(one.consumer.stop(seconds=0.7))
         await until(lambda: not before.open)
         await one.consumer.on_partitions_assigned([before.tp])
         assert list(one.consumer.partitions) == [before]

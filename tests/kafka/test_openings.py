@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from pipeline.kafka import client, openings
 from pipeline.kafka.partition import Opening
-from tests.kafka.member import Echo, Member, kafka_settings, member, produce, read, sources
+from tests.kafka.member import Echo, Member, echoed, kafka_settings, member, produce, read, sources, value_of
 from tests.patience import PATIENCE
 from tests.settled import until
 from tests.support import Broker, TopicMaker, add_partitions
@@ -87,7 +87,7 @@ async def test_partitions_added_to_the_results_and_then_to_the_requests_are_neve
     assert sorted(sources(results)) == sorted(
         f"{own.decide_requests}-{source}" for source in ("0-0", "0-1", "1-0", "1-1", "2-0", "3-0")
     )
-    assert {record.partition for record in results if record.value == b"new"} == {0, 1, 2, 3}
+    assert {record.partition for record in results if value_of(record) == b"new"} == {0, 1, 2, 3}
     assert not [line for line in logs if line["event"] in (WAITS, GOES_ON)]
 
 
@@ -110,7 +110,7 @@ async def test_each_blocked_partition_goes_on_when_its_own_results_partition_is_
                 await read(kafka, own.decide_results, count, count=count)
             assert opened(one) == [0, 1, 2, 3]
             results = await read(kafka, own.decide_results, 4, count=4)
-    assert sorted((record.partition, record.value) for record in results) == [(n, b"%d" % n) for n in range(4)]
+    assert sorted((record.partition, value_of(record)) for record in results) == [(n, b"%d" % n) for n in range(4)]
     told = [(line["event"], line["partition"], line["partitions"]) for line in logs if "results" in line]
     assert {*told[:2]} == {(WAITS, 2, 2), (WAITS, 3, 2)}
     assert told[2:] == [(GOES_ON, 2, 3), (GOES_ON, 3, 4)]
@@ -129,13 +129,16 @@ async def test_what_was_published_of_a_blocked_partition_is_not_published_again(
         await add_partitions(kafka.bootstrap_servers, own.decide_results, 2)
         # Another owner, which began later and saw the partition at once: it published, and died before its commit.
         producer = await client.start_client(client.producer(settings))
-        header = ("source", f"{own.decide_requests}-1-0".encode())
-        await producer.send_and_wait(own.decide_results, b"first", b"user", partition=1, headers=[header])
+        (first, _) = await read(kafka, own.decide_requests, 2, count=2)
+        published = echoed(first)
+        await producer.send_and_wait(
+            own.decide_results, published.value, b"user", partition=1, headers=list(published.headers)
+        )
         await producer.stop()
         counts.answers.set()
         results = await read(kafka, own.decide_results, 2, count=2)
         assert slow.value("results_recovered_total") == 1
-    assert sorted(record.value or b"" for record in results) == [b"first", b"second"]
+    assert sorted(map(value_of, results)) == [b"first", b"second"]
 
 
 @pytest.mark.asyncio
