@@ -1,6 +1,6 @@
 """Processes that tests start: whether they run, and that they hear signals as a command typed in a terminal does.
 
-Whoever starts the tests may ignore or block some: nohup, a script that puts them into the background, a build runner.
+The process that starts the tests may ignore or block some: nohup, a script with a background job, a build runner.
 A child inherits that, and would not hear the Ctrl-C of a test. A signal with a handler has its default in each child,
 however it is started (execve), so the process of the tests itself goes on as if it still ignored the signal, and needs
 no wrapper around each start. tests/conftest.py sees to it, once.

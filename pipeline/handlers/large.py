@@ -51,7 +51,7 @@ class LargeAnswers:
                 )
                 found = await self._made(large, project, request, chunk)
                 if found is None:
-                    # Whoever replaced it could not free what we referred to; here it would hold the loop.
+                    # The poller could not free it while this answer referred to it; here that would hold the loop.
                     replaced = [project]
                     del large, project
                     await asyncio.to_thread(let_go, replaced)

@@ -89,7 +89,7 @@ class Requests:
 
 
 class _Member:
-    """What a role's consumer sends, and when it last heard anything of Kafka."""
+    """Requests of a role's consumer, and the time at which it last heard anything of Kafka."""
 
     def __init__(self, *, patience: float, clock: Callable[[], float]) -> None:
         self.heard_at = clock()

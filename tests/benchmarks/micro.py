@@ -358,7 +358,7 @@ def _compiling(raw: bytes, name: str) -> Case:
 
 
 def _latency(users: int, calls: int) -> Case:
-    """What a result costs beside its writing: its request's time is noted, and counted when it is acknowledged."""
+    """The cost of a result beside its writing: its request's time is noted, and counted when it is acknowledged."""
     results = [Result(b"key", b"value", [], _TIMESTAMP + number) for number in range(users)]
     bulk = Metrics(CollectorRegistry()).decide_latency
     single = Histogram("latency_seconds", "By the library.", registry=CollectorRegistry(), buckets=bulk.bounds)

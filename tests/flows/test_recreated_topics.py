@@ -97,7 +97,7 @@ def test_requests_created_again_under_a_running_worker_are_all_answered_once(
     assert told(worker) == [("decide", topic)]
     assert worker.metric("topics_recreated_total", role="decide", topic=topic) == 1
     assert worker.healthy
-    # What was answered before the reopening and after it is known to the next owner.
+    # The next owner knows the requests that were answered before the reopening and after it.
     worker.kill()
     worker.start()
     more = requests("more", 5)

@@ -108,7 +108,7 @@ def test_a_rate_follows_the_scrape_interval(target: dict[str, Any]) -> None:
 @each_query()
 def test_a_legend_names_labels_of_its_query(target: dict[str, Any]) -> None:
     assert target["legendFormat"]
-    # Those that an outer `sum(` adds up are gone.
+    # Labels that an outer `sum(` adds up are gone.
     aggregated = re.findall(r"(?<!sum\()\b\w+ by \(([\w, ]+)\)", target["expr"])
     kept = {label for labels in aggregated for label in labels.split(", ")}
     assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) == kept - {"le"}

@@ -151,7 +151,7 @@ async def test_one_broker_of_several_that_does_not_answer_is_an_outage(bench: Be
 async def test_a_member_that_asks_for_nothing_has_no_outage(bench: Bench) -> None:
     await bench.answers(await bench.asks(HEARTBEATS))
     assert not bench.after(3600), "no heartbeat is due during a rebalance"
-    # What another kind of request waits for (here the other members of the group) says nothing.
+    # A slow answer to another kind of request (here the other members of the group) is no outage.
     await bench.asks(object())
     assert not bench.after(3600)
     sent = await bench.asks(FETCHES)

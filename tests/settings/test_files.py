@@ -16,7 +16,7 @@ from tests.settings.certificates import CERTIFICATE, KEY, KEY_OF_ANOTHER, KEY_WI
 
 
 def told(**settings: object) -> list[str]:
-    """What a start says of these settings of Kafka, without the prefix of each."""
+    """The mistakes that a start reports of these settings of Kafka, without the prefix of each."""
     environ = {f"PIPELINE_KAFKA__{name.upper()}": str(value) for name, value in settings.items()}
     try:
         load(environ, checks=(usable_files,))
