@@ -208,7 +208,8 @@ class Metrics:
         # Segments
         self.segment_lookups = counter(
             "segment_lookups_total",
-            "Segment look-ups: hit, miss, bypass (IGNORE_CACHE), unknown (remembered to be unknown to ODP).",
+            "Segment look-ups: hit, miss, shared (the user is being asked about), bypass (IGNORE_CACHE), unknown "
+            "(remembered to be unknown to ODP).",
             "outcome",
         )
         self.segment_cache_entries = gauge("segment_cache_entries", "Users whose segments are remembered.")

@@ -122,6 +122,7 @@ class Segments:
         self._hits = metrics.segment_lookups.labels("hit")
         self._misses = metrics.segment_lookups.labels("miss")
         self._bypasses = metrics.segment_lookups.labels("bypass")
+        self._shared = metrics.segment_lookups.labels("shared")
         self._unknowns = metrics.segment_lookups.labels("unknown")
         self._waited = metrics.segment_wait.observe
         self._failures = {reason: metrics.segment_failures.labels(reason) for reason in REASONS}
@@ -139,9 +140,7 @@ class Segments:
             self._uncounted += 1
             return found
         found = self._unknown.peek(key)
-        if found is None:
-            self._misses.inc()
-        else:
+        if found is not None:
             self._unknowns.inc()
             self._failures["invalid_identifier"].inc()
         return found
@@ -193,11 +192,11 @@ class Segments:
 
     def _question(self, account: OdpAccount, user_id: str, *, save: bool) -> Question:
         """The question about this user: the open one, or a new one."""
-        if not save:
-            self._bypasses.inc()
         number, coalescer = self._account(account)
         key = (number, user_id)
         question = self._questions.get(key)
+        outcome = self._misses if question is None else self._shared
+        (outcome if save else self._bypasses).inc()
         if question is None:
             question = self._questions[key] = Question(key, coalescer, self._settle)
             coalescer.add(question)

@@ -54,6 +54,7 @@ class Account:
         self.errors: Counter[str] = Counter()
         self.cache_hits_of: list[int] = []
         """Of each worker, in the order of their ends."""
+        self.shared_lookups = 0
         self.kills = 0
         self.logx: Mapping[str, Any] = {}
         self.odp: Mapping[str, Any] = {}
@@ -123,9 +124,10 @@ class Account:
         """The ledgers of the stand-ins, as they are now. Where both are full, `open` compares what they hold."""
         self.logx, self.odp = logx, odp
 
-    def book_worker(self, cache_hits: float) -> None:
-        """What a worker counted, once in its life, at its end."""
+    def book_worker(self, cache_hits: float, shared_lookups: float) -> None:
+        """The look-ups that a worker counted: remembered, or answered with another's. Once in its life, at its end."""
         self.cache_hits_of.append(int(cache_hits))
+        self.shared_lookups += int(shared_lookups)
 
     @property
     def cache_hits(self) -> int:

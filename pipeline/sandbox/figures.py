@@ -64,6 +64,7 @@ def _segments(account: Account) -> dict[str, Any]:
         "users_looked_up_again": max(0, looked_up - len(wanted)),
         "users_per_request": round(looked_up / queries, 1) if queries else 0.0,
         "largest_request": int(account.odp.get("largest_query", 0)),
+        "shared_lookups": account.shared_lookups,
         "cache_hits": account.cache_hits,
         "cache_hits_of": dict(
             zip(_WORKERS[len(_WORKERS) - len(account.cache_hits_of) :], account.cache_hits_of, strict=True)

@@ -22,6 +22,7 @@ from pipeline.sandbox.account import Account
 from pipeline.sandbox.display import Display
 from pipeline.sandbox.parts import Parts
 from pipeline.sandbox.traffic import Sent
+from pipeline.sandbox.worker import Worker
 
 STILL_SECONDS = 30
 _SENT_AT_ONCE = 1000
@@ -76,7 +77,7 @@ class Session:
                 await self._ask_broker()
             producing.cancel()
         self.seconds = self.seconds or time.monotonic() - started
-        account.book_worker(self._parts.worker.metric("segment_lookups_total", outcome="hit"))
+        _book_lookups(account, self._parts.worker)
         await self._book_services("full=1")
 
     async def end(self) -> int:
@@ -227,7 +228,7 @@ class Kill(Accident):
 
     def _kill(self, account: Account) -> None:
         worker = self._parts.worker
-        account.book_worker(worker.metric("segment_lookups_total", outcome="hit"))
+        _book_lookups(account, worker)
         worker.kill()
         self._repeats = self._parts.stand_ins.ledger("logx")["repeats"]
         self._parts.stand_ins.control("logx", hold_answers=False)
@@ -242,3 +243,7 @@ class Kill(Accident):
 def _batches(records: Iterator[Sent]) -> Iterator[list[Sent]]:
     while batch := list(islice(records, _SENT_AT_ONCE)):
         yield batch
+
+
+def _book_lookups(account: Account, worker: Worker) -> None:
+    account.book_worker(*(worker.metric("segment_lookups_total", outcome=outcome) for outcome in ("hit", "shared")))

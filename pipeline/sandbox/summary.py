@@ -112,7 +112,9 @@ def _effort(figures: Figures) -> Iterator[tuple[str, str]]:
 
 def _cache(segments: Mapping[str, Any]) -> str:
     """After a kill there are more than requests: what was not committed is done again, with another cache."""
-    said = f"the worker's cache answered {_some(segments['cache_hits'], 'look-up')}"
+    shared = segments["shared_lookups"]
+    said = f"{_some(shared, 'look-up')} shared the answer to another of their user; " if shared else ""
+    said += f"the worker's cache answered {_some(segments['cache_hits'], 'look-up')}"
     hits_of = segments["cache_hits_of"]
     if len(hits_of) < 2:
         return said

@@ -15,10 +15,10 @@ from pipeline.messages.decide import DecideRequest, parse_decide_request
 MARKER = b"this kills"
 
 
-def _parse(value: bytes | None, *, max_bytes: int) -> DecideRequest:
+def _parse(value: bytes | None, *, max_bytes: int, max_keys: int) -> DecideRequest:
     if value is not None and MARKER in value:
         os.kill(os.getpid(), signal.SIGKILL)
-    return parse_decide_request(value, max_bytes=max_bytes)
+    return parse_decide_request(value, max_bytes=max_bytes, max_keys=max_keys)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ async def test_fetched_then_remembered() -> None:
         assert made.peek("ann") == frozenset({"gold"})
         assert made.peek("bob") == frozenset()
         assert made.odp.queries == [["ann", "bob"]]
-        assert made.parts.sample("segment_lookups_total", outcome="miss") == 1
+        assert made.parts.sample("segment_lookups_total", outcome="miss") == 2
         assert made.parts.sample("segment_lookups_total", outcome="hit") == 0, "counted before it was told to"
         made.segments.count_hits()
         made.segments.count_hits()
@@ -144,6 +144,8 @@ async def test_one_user_is_asked_about_once_however_many_wait() -> None:
         made.odp.gate.set()
         assert await asyncio.gather(*early) == [frozenset({"gold"})] * 4
         assert made.odp.asked == ["ann"]
+        counted = {name: made.parts.sample("segment_lookups_total", outcome=name) for name in ("miss", "shared")}
+        assert counted == {"miss": 1, "shared": 3}
 
 
 @pytest.mark.asyncio

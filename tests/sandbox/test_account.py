@@ -236,16 +236,19 @@ def test_cold_users_are_those_that_need_segments_each_environment_its_own() -> N
     for offset, (body, fate, kind) in enumerate(bodies):
         account.book_sent(f"requests-0-{offset}", sent("decide_requests", fate, kind, orjson.dumps(body)))
     account.book_services(LOGX, ODP | {"aliases": 5})
-    account.book_worker(5.0)
-    account.book_worker(2.0)
+    account.book_worker(5.0, 1.0)
+    account.book_worker(2.0, 3.0)
     assert of(account, [])["segments"] == {
         "requests": 4, "cold_users": 3, "environments": 2, "graphql_requests": 2, "users_looked_up": 5,
         "users_looked_up_again": 2,
-        "users_per_request": 2.5, "largest_request": 17, "cache_hits": 7,
+        "users_per_request": 2.5, "largest_request": 17, "shared_lookups": 4, "cache_hits": 7,
         "cache_hits_of": {"the killed worker": 5, "the last worker": 2},
     }  # fmt: skip
     said = " ".join(printed(of(account, [])).split())
-    assert "cache answered 7 look-ups: 5 in the killed worker + 2 in the last worker, whose cache began empty" in said
+    assert (
+        "4 look-ups shared the answer to another of their user; the worker's cache answered 7 look-ups: "
+        "5 in the killed worker + 2 in the last worker, whose cache began empty"
+    ) in said
     assert (
         "4 requests needed the segments of 3 users in 2 environments. "
         "The worker asked ODP for 5 users (2 of them again) in 2 GraphQL requests: 2.5 users in each, 17 in the largest"
@@ -322,7 +325,7 @@ def test_a_small_run_has_no_empty_tables_and_says_one_of_one() -> None:
         {"events": 1, "dispatches": 1, "impressions": 1, "largest_batch": 1, "largest_bytes": 1},
         {"graphql_requests": 1, "aliases": 1, "largest_query": 1},
     )
-    account.book_worker(1)
+    account.book_worker(1, 0)
     said = printed(of(account))
     assert "Dead letters\n" not in said
     text = " ".join(said.split())

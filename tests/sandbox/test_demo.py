@@ -94,7 +94,8 @@ def assert_figures(written: Figures) -> None:
     assert set(written["decisions"]["search_ranking"]) >= {"control", "fresh_first", "popular_first"}
     segments = written["segments"]
     assert segments["graphql_requests"] < segments["cold_users"] < segments["requests"]
-    assert 0 < segments["cache_hits"] < segments["requests"]
+    # Requests that are read together share an answer; later ones find it remembered.
+    assert 0 < segments["cache_hits"] + segments["shared_lookups"] < segments["requests"]
     assert written["dead_letters"] == {
         "user_id_missing": 7, "not_json": 3, "not_an_object": 2, "empty": 2, "action_missing": 1,
         "unknown_event_key": 1,
