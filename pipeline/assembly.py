@@ -132,10 +132,11 @@ class Worker:
         self, role: Role, admin: AIOKafkaAdminClient, topics: Mapping[str, TopicFacts], letters: Sink
     ) -> GroupConsumer:
         kafka, names = self.settings.kafka, self.settings.topics
-        consumer = await client.start_client(client.group_consumer(kafka, role))
-        self.broker.follow(role, consumer)
         scanner = await client.start_client(client.scanner(kafka))
         self._others.append(scanner)
+        # After the scanner: nothing is awaited between its start and the consumer that stops it.
+        consumer = await client.start_client(client.group_consumer(kafka, role))
+        self.broker.follow(role, consumer)
         lease = Lease(kafka.session_timeout - kafka.heartbeat_interval)
         results = self._sink(names.decide_results, topics, lease) if role == "decide" else None
         read = topics_of(role, names)

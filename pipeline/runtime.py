@@ -99,7 +99,7 @@ def _unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
     error = context.get("exception")
     if error is not None and "handle" in context:
         give_up(f"a callback failed: {context['message']}", error)
-    if context["message"].startswith("Unclosed AIOKafka"):
+    if context["message"].startswith("Unclosed AIOKafkaConnection"):
         # A wait for Kafka was broken off while a connection was made: aiokafka closes it now, and says so here.
         log.debug("connection closed before it was ready", reason=context["message"])
         return
@@ -110,7 +110,7 @@ async def until_stopped(work: Awaitable[None], *, grace: float = 10.0) -> bool:
     """Run `work` until it is done or SIGTERM or SIGINT comes; True if it was a signal.
 
     Work that was cancelled has `grace` seconds to clean up. A second signal ends the process at once, with 128 and the
-    signal's number: whoever sends it does not want to wait for `PIPELINE_OPS__DRAIN`. An ignored SIGINT stays ignored:
+    signal's number: its sender does not want to wait for `PIPELINE_OPS__DRAIN`. An ignored SIGINT stays ignored:
     Ctrl-C is not meant for a worker that a script started in the background.
     """
     loop = asyncio.get_running_loop()

@@ -7,14 +7,20 @@ aiokafka 0.14 asks for metadata without ids, so the request is described here.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Collection, Mapping
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import IncompatibleBrokerVersion, KafkaError
+from aiokafka.errors import (
+    IncompatibleBrokerVersion,
+    KafkaConnectionError,
+    KafkaError,
+    UnknownTopicOrPartitionError,
+)
 from aiokafka.protocol.abstract import AbstractType
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Schema, TaggedFields
@@ -24,6 +30,7 @@ from pipeline.metrics import Metrics
 log = structlog.get_logger("pipeline.topics")
 
 _NO_ID = bytes(16)
+_ANSWER_SECONDS = 2.0
 
 
 class _Uuid(AbstractType[bytes]):
@@ -92,20 +99,14 @@ class _MetadataRequest(Request[_RequestV11]):
         return request_struct_class([(_NO_ID, name, {}) for name in self._topics], False, False, {})
 
 
-async def topic_ids(admin: AIOKafkaAdminClient, topics: Collection[str], node: int | None = None) -> dict[str, str]:
-    """Topic -> id, as Kafka's own tools print it; a topic that does not exist is left out.
+class _Answer(NamedTuple):
+    """One broker's view of the topics."""
 
-    Empty where the broker is older than topic ids. Asks a random broker, or `node`. Raises KafkaError.
-    """
-    try:
-        response: Any = await admin._send_request(_MetadataRequest(topics), node)
-    except (IncompatibleBrokerVersion, NotImplementedError):
-        return {}
-    return {
-        name: base64.urlsafe_b64encode(topic_id).rstrip(b"=").decode()
-        for error, name, topic_id, *_ in response.topics
-        if not error and topic_id != _NO_ID
-    }
+    ids: Mapping[str, str]
+    missing: frozenset[str]
+    """Topics that do not exist, as this broker has it."""
+    brokers: tuple[int, ...]
+    """Nodes of the cluster that are alive."""
 
 
 class TopicIds:
@@ -118,21 +119,27 @@ class TopicIds:
         # Made at the start: a series whose first sample is 1 shows no increase.
         self._recreated = {topic: metrics.topics_recreated.labels(role, topic) for topic in topics}
         self._seen: dict[str, str] = {}
-        self._missing: set[str] = set()
+        self._missing: frozenset[str] = frozenset()
+        self._told_missing: frozenset[str] = frozenset()
         self._told: set[str] = set()
+        self._brokers: tuple[int, ...] = ()
 
     async def look(self) -> Mapping[str, str]:
-        """Ask for the ids and return them; without those of a topic never seen. Raises KafkaError."""
-        now = await topic_ids(self._admin, self._recreated)
-        self._tell_missing({topic for topic in self._seen if topic not in now})
-        for topic, topic_id in now.items():
+        """Ask for the ids and return them; without those of a topic never seen.
+
+        One broker that does not answer costs two seconds and the next is asked. Raises KafkaError if none answers.
+        """
+        now = await self._first_answer()
+        self._brokers = now.brokers
+        self._tell_missing(now.missing & self._seen.keys())
+        for topic, topic_id in now.ids.items():
             if not await self.replaced(topic, self._seen.get(topic), topic_id):
                 self._seen.setdefault(topic, topic_id)
         return self._seen
 
     async def replaced(self, topic: str, before: str | None, now: str | None) -> bool:
         """Whether the topic of id `before` is gone and `now` has its name. False where either is not known."""
-        if before is None or now is None or before == now or await self._is_there(topic, before):
+        if before is None or now is None or before == now or await self._may_be_there(topic, before):
             return False
         self._seen[topic] = now
         if now not in self._told:
@@ -144,17 +151,53 @@ class TopicIds:
             )  # fmt: skip
         return True
 
-    async def _is_there(self, topic: str, topic_id: str) -> bool:
-        """Whether any broker still has it: one whose metadata lag behind must not make a log be read twice."""
-        for broker in self._admin._client.cluster.brokers():
+    async def _first_answer(self) -> _Answer:
+        failure: Exception = KafkaConnectionError("no broker is known")
+        for broker in [one.nodeId for one in self._admin._client.cluster.brokers()]:
             try:
-                if (await topic_ids(self._admin, [topic], broker.nodeId)).get(topic) == topic_id:
-                    return True
-            except KafkaError as error:
-                log.debug("a broker does not name a topic's id", broker=broker.nodeId, reason=type(error).__name__)
+                return await self._ask(broker, self._recreated)
+            except (KafkaError, TimeoutError) as error:
+                failure = error
+        raise KafkaConnectionError(f"no broker names the topics' ids: {failure!r}") from failure
+
+    async def _may_be_there(self, topic: str, topic_id: str) -> bool:
+        """Whether a broker still has the topic, or may have it: lagging metadata must not make a log be read twice.
+
+        A broker that does not answer may have it. A dead one leaves the list of brokers within seconds.
+        """
+        answers = await asyncio.gather(
+            *(self._ask(broker, [topic]) for broker in self._brokers), return_exceptions=True
+        )
+        for answer in answers:
+            if isinstance(answer, (KafkaError, TimeoutError)) or (
+                isinstance(answer, _Answer) and answer.ids.get(topic) == topic_id
+            ):
+                return True
+            if isinstance(answer, BaseException):
+                raise answer
         return False
 
-    def _tell_missing(self, missing: set[str]) -> None:
-        for topic in sorted(missing - self._missing):
+    async def _ask(self, broker: int, topics: Collection[str]) -> _Answer:
+        """Ask one broker; without ids where it is older than they are. Raises KafkaError and TimeoutError."""
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                response: Any = await self._admin._send_request(_MetadataRequest(topics), broker)
+        except (IncompatibleBrokerVersion, NotImplementedError):
+            return _Answer({}, frozenset(), ())
+        return _Answer(
+            {
+                # As Kafka's own tools print it.
+                name: base64.urlsafe_b64encode(topic_id).rstrip(b"=").decode()
+                for error, name, topic_id, *_ in response.topics
+                if not error and topic_id != _NO_ID
+            },
+            frozenset(name for error, name, *_ in response.topics if error == UnknownTopicOrPartitionError.errno),
+            tuple(node for node, *_ in response.brokers),
+        )
+
+    def _tell_missing(self, missing: frozenset[str]) -> None:
+        """Say that topics are gone once two answers in a row said so: one may be of a broker that lags behind."""
+        sure = missing & self._missing
+        for topic in sorted(sure - self._told_missing):
             log.error("topic does not exist any more: waiting until it is created again", role=self._role, topic=topic)
-        self._missing = missing
+        self._missing, self._told_missing = missing, sure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -47,6 +47,11 @@ def value_of(result: Record) -> bytes:
     """The value of the record that `echoed` made the result of."""
     value: str = json.loads(result.value or b"")["value"]
     return value.encode()
+
+
+async def topic_ids(admin: AIOKafkaAdminClient, topics: Collection[str]) -> Mapping[str, str]:
+    """The ids of topics now; without those that the broker does not know (yet)."""
+    return await TopicIds(admin, role="decide", topics=topics, metrics=Metrics(CollectorRegistry())).look()
 
 
 class Echo:

@@ -17,7 +17,6 @@ from pipeline.errors import Rejected
 from pipeline.kafka.commit_note import CommitNote
 from pipeline.kafka.partition import Opening
 from pipeline.kafka.sink import UNSENT_BYTES
-from pipeline.kafka.topic_ids import topic_ids
 from pipeline.messages.delivery import Chunk, Result
 from tests.kafka.member import (
     Echo,
@@ -30,6 +29,7 @@ from tests.kafka.member import (
     produce,
     read,
     sources,
+    topic_ids,
     value_of,
 )
 from tests.patience import PATIENCE, stretched

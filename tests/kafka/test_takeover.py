@@ -17,9 +17,9 @@ from prometheus_client import CollectorRegistry
 from pipeline.kafka import client
 from pipeline.kafka.partition import Opening
 from pipeline.kafka.takeover import Takeover
-from pipeline.kafka.topic_ids import TopicIds, topic_ids
+from pipeline.kafka.topic_ids import TopicIds
 from pipeline.metrics import Metrics
-from tests.kafka.member import commit, kafka_settings, produce
+from tests.kafka.member import commit, kafka_settings, produce, topic_ids
 from tests.patience import PATIENCE
 from tests.support import Broker, TopicMaker, Topics, recreate_topic
 

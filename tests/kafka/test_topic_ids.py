@@ -6,6 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka.errors import (
+    KafkaConnectionError,
+    RequestTimedOutError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+)
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
@@ -13,24 +19,31 @@ from pipeline.kafka.topic_ids import TopicIds
 from pipeline.metrics import Metrics
 
 OLD, NEW = b"o" * 16, b"n" * 16
+UNKNOWN, DENIED = UnknownTopicOrPartitionError.errno, TopicAuthorizationFailedError.errno
+SILENT = None
 TOPIC = "requests"
 
 
 class Admin:
-    """Brokers by node; each has the topic under one id, or not at all. A question to any broker goes to the first."""
+    """Brokers by node, asked in this order; each names one id, or an error, or stays silent."""
 
-    def __init__(self, **ids: bytes | None) -> None:
+    def __init__(self, **ids: bytes | int | None) -> None:
         self.ids = ids
         self.too_old = False
         self._client = SimpleNamespace(
             cluster=SimpleNamespace(brokers=lambda: [SimpleNamespace(nodeId=node) for node in self.ids])
         )
 
-    async def _send_request(self, request: object, node: str | None) -> Any:
+    async def _send_request(self, request: object, node: str) -> Any:
         if self.too_old:
             raise NotImplementedError
-        found = self.ids[node or next(iter(self.ids))]
-        return SimpleNamespace(topics=[(3, TOPIC, bytes(16), False)] if found is None else [(0, TOPIC, found, False)])
+        found = self.ids[node]
+        if found is None:
+            raise RequestTimedOutError
+        error, topic_id = (found, bytes(16)) if isinstance(found, int) else (0, found)
+        return SimpleNamespace(
+            topics=[(error, TOPIC, topic_id, False)], brokers=[(one, "host", 9092, None) for one in self.ids]
+        )
 
 
 def ids_of(admin: Admin) -> tuple[TopicIds, Metrics]:
@@ -64,11 +77,44 @@ async def test_a_topic_that_is_gone_is_said_once_each_time() -> None:
     admin = Admin(only=OLD)
     ids, metrics = ids_of(admin)
     with capture_logs() as logs:
-        for found in (OLD, None, None, OLD, None):
+        for found in (OLD, UNKNOWN, OLD, UNKNOWN, UNKNOWN, UNKNOWN, OLD, UNKNOWN, UNKNOWN):
             admin.ids["only"] = found
             await ids.look()
     assert [line["event"] for line in logs] == ["topic does not exist any more: waiting until it is created again"] * 2
     assert recreated(metrics) == 0
+
+
+@pytest.mark.asyncio
+async def test_a_broker_that_does_not_answer_may_have_the_old_topic() -> None:
+    admin = Admin(first=NEW, second=NEW)
+    ids, metrics = ids_of(admin)
+    before = dict(await ids.look())
+    # Cut off, the first has metadata from before the topic was created again; the second has the right ones.
+    admin.ids |= {"first": OLD, "second": SILENT}
+    assert await ids.look() == before
+    assert recreated(metrics) == 0
+
+
+@pytest.mark.asyncio
+async def test_the_next_broker_is_asked_where_one_does_not_answer_and_none_is_an_error() -> None:
+    admin = Admin(first=SILENT, second=OLD)
+    ids, _ = ids_of(admin)
+    assert TOPIC in await ids.look()
+    admin.ids["second"] = SILENT
+    with pytest.raises(KafkaConnectionError):
+        await ids.look()
+
+
+@pytest.mark.asyncio
+async def test_a_topic_that_may_not_be_described_is_not_said_to_be_gone() -> None:
+    admin = Admin(only=OLD)
+    ids, _ = ids_of(admin)
+    await ids.look()
+    admin.ids["only"] = DENIED
+    with capture_logs() as logs:
+        for _ in range(3):
+            await ids.look()
+    assert logs == []
 
 
 @pytest.mark.asyncio
