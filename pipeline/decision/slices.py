@@ -1,7 +1,7 @@
 """Large answers, made in steps: between two of them the caller may let others have their turn.
 
 The document is that of `answer`, byte for byte, of the one project it was begun with. Pieces are only references until
-the last step joins them; what would be larger than a record may hold is never joined. Called by the decide role for
+the last step joins them; an answer larger than a record may hold is never joined. Called by the decide role for
 many flags, or for attributes that are large when they are repeated in each decision; `answer` makes all others.
 """
 

@@ -74,7 +74,7 @@ class Decider:
         return DecideHandler(self)
 
     async def close(self) -> None:
-        """Stop at once; who still waits is not answered, and read again by the next owner."""
+        """Stop at once. Requests that still wait are not answered; the next owner reads them again."""
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -90,7 +90,7 @@ class DecideHandler:
         self._identities = IgnoredIdentities()
         self._at_it = False
         self._decided = 0
-        """Since they were counted last."""
+        """Requests decided since the metric was raised last."""
 
     def handle(self, chunk: Chunk) -> None:
         """Decide a chunk: publish what can be decided now, remember who waits."""

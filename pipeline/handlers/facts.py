@@ -1,7 +1,7 @@
-"""What a decision depends on besides the datafile: segments, sticky profile, predictions.
+"""The facts that a decision depends on besides the datafile: segments, sticky profile, predictions.
 
-Most requests have it at hand. One that comes to a contextual bandit is settled step by step: decided, asked about,
-decided again with the answers among its facts; and what it taught is saved before its result may be sent.
+Most requests have them at hand. A request that comes to a contextual bandit is settled step by step: decided, asked
+about, decided again with the answers among its facts; its profile update is saved before its result may be sent.
 `handlers/decide.py` is the only user.
 """
 
@@ -141,8 +141,9 @@ class FactSource:
             del project
             if found is None:
                 found = await self._large.answer(
-                    request, facts, pending.chunk, has_room=has_room, source=source, timestamp=timestamp
-                )
+                    request, facts, pending.chunk,
+                    has_room=has_room, expired=deciding.expired, source=source, timestamp=timestamp,
+                )  # fmt: skip
                 if found is None:
                     continue
             if not found.wanted:

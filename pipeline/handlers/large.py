@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from pipeline.datafile.compiling import let_go
 from pipeline.datafile.poller import Datafiles
@@ -22,7 +23,7 @@ _NOT_OURS = Answer(b"")
 
 
 class LargeAnswers:
-    """Of the process: two at once would share each turn of the loop, and hold it twice as long."""
+    """The large answers of the process. Two made at once would hold each turn of the loop twice as long."""
 
     def __init__(self, datafiles: Datafiles, max_result_bytes: int) -> None:
         self._datafiles = datafiles
@@ -30,9 +31,10 @@ class LargeAnswers:
         self._turn = asyncio.Lock()
 
     async def answer(
-        self, request: DecideRequest, facts: Facts, chunk: Chunk, *, has_room: bool, source: str, timestamp: int
-    ) -> Answer | None:
-        """The answer; None where there is no project any more, or no room for its result just now.
+        self, request: DecideRequest, facts: Facts, chunk: Chunk, *,
+        has_room: bool, expired: Callable[[], bool], source: str, timestamp: int,
+    ) -> Answer | None:  # fmt: skip
+        """The answer; None where there is no project or no time any more, or no room for its result just now.
 
         `has_room` says that there must be room. An answer that nobody wants, as its chunk was abandoned, is empty.
         Raises Rejected, result_too_large.
@@ -44,13 +46,13 @@ class LargeAnswers:
             found: Answer | None = None
             while found is None and not chunk.abandoned:
                 project = self._datafiles.project(request.sdk_key or "")
-                if project is None:
+                if project is None or expired():
                     return None
                 large = LargeAnswer(
                     project, request, facts, source=source, timestamp=timestamp, max_bytes=self._max_result_bytes
                 )
                 found = await self._made(large, project, request, chunk)
-                if found is None:
+                if found is None and not chunk.abandoned:
                     # The poller could not free it while this answer referred to it; here that would hold the loop.
                     replaced = [project]
                     del large, project

@@ -242,8 +242,11 @@ class Coalescer:
         wanted = [question for question in group.questions if question.wanted]
         if group.blame is not None and len(wanted) == len(group.questions):
             self._groups.appendleft(group)
-        else:
+        elif self._failures < PAUSE_AFTER:
             self._waiting.extendleft(reversed(wanted))
+        else:
+            # Behind the others: users asked about all the time would hide from view those nobody waits for any more.
+            self._waiting.extend(wanted)
         now = self._loop.time()
         if now < self._paused_until:
             return  # Others under way failed just before: one outage is one series of failures.

@@ -34,6 +34,7 @@ REASONS = (
     "host_not_allowed", "overloaded", "expired",
 )  # fmt: skip
 _MAX_ACCOUNTS = 1024
+_ENDED_WAITERS = 64
 # Accounts that a new datafile replaced are asked no more, whatever they said last.
 _FORGET_SECONDS = 300.0
 
@@ -55,7 +56,7 @@ class Question:
         self.last_failure: SegmentsUnavailable | None = None
         self.waiters: list[asyncio.Future[frozenset[str]]] = []
         self.waiting = 0
-        """Waiters whose deadline has not come. The others stay in the list: taking each out would cost a search."""
+        """Waiters whose deadline has not come. The others stay in the list for a while: taking one out is a search."""
         self._settle = settle
 
     @property
@@ -251,7 +252,7 @@ class Segments:
             if question.save:
                 self._remember(question.key, outcome)
         if question.wanted:
-            self._waited(asyncio.get_running_loop().time() - question.since)
+            self._observe_wait(question)
         waiters, question.waiters = question.waiters, []
         self._waiting -= question.waiting
         question.waiting = 0
@@ -308,10 +309,17 @@ class Segments:
         self._waiting -= 1
         self._fail(waiter.future, self._late(waiter))
         if question.wanted:
+            # A user who is asked about all the time keeps a question open for as long as ODP is away.
+            if len(question.waiters) > 2 * question.waiting + _ENDED_WAITERS:
+                question.waiters = [future for future in question.waiters if not future.done()]
             return
-        self._waited(asyncio.get_running_loop().time() - question.since)
+        self._observe_wait(question)
         if self._questions.get(question.key) is question:
             del self._questions[question.key]
+
+    def _observe_wait(self, question: Question) -> None:
+        """Count how long the user was waited for, by no request for longer than its deadline."""
+        self._waited(min(asyncio.get_running_loop().time() - question.since, self._settings.fetch_deadline))
 
     def _late(self, waiter: Waiter) -> SegmentsUnavailable:
         if waiter.expires:

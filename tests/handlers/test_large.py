@@ -16,7 +16,7 @@ from pipeline.profiles import Profile, Profiles
 from pipeline.project import ProjectConfig, compile_datafile
 from pipeline.sandbox.project_data import PRODUCTION
 from tests.decision.projects import document, flag, rule, variation
-from tests.handlers.test_decide import Bench, body, fetching
+from tests.handlers.test_decide import NOW_MS, Bench, body, fetching
 
 pytestmark = pytest.mark.asyncio
 FLAGS = 400
@@ -233,3 +233,15 @@ async def test_with_segments_it_is_made_when_they_are_there(steps: list[str]) ->
     await bench.segments.tell(0)
     await until(lambda: chunk.settled == 3)
     assert bench.answered == ["b", "a", "c"]
+
+
+async def test_a_large_request_whose_time_ends_while_others_are_made_is_expired_and_not_begun(steps: list[str]) -> None:
+    bench = large_bench()
+    chunk = bench.chunk(everything("first"), everything("late", "bob", ttlMs=1000), timestamp=NOW_MS)
+    await until(lambda: len(steps) > 3)
+    bench.now += 2
+    await until(lambda: chunk.settled == 2)
+    assert [(one["requestId"], one.get("error")) for one in chunk.documents] == [
+        ("first", None), ("late", "request expired"),
+    ]  # fmt: skip
+    assert set(steps) == {"ada"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from random import Random
 from typing import Any
@@ -10,14 +11,15 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from pipeline.errors import PayloadRefused, SegmentsUnavailable
+from pipeline.errors import PayloadRefused, SegmentsUnavailable, Unavailable
 from pipeline.limits import Backoff
-from pipeline.odp.coalescer import GROW_AFTER, Coalescer
+from pipeline.odp.coalescer import GROW_AFTER, PAUSE_AFTER, Coalescer
 from pipeline.odp.graphql import Outcome
 from pipeline.outage import Upstream
 from pipeline.settings import OdpSettings
 from tests.handlers.chunks import new_metrics
 from tests.patience import PATIENCE
+from tests.settled import until
 
 MOST = 7
 
@@ -45,14 +47,18 @@ class Service:
 
     def __init__(self) -> None:
         self.takes = MOST
+        self.down = False
         self.sizes: list[int] = []
         self.coalescer = Coalescer(
-            self.ask, OdpSettings(max_users_per_query=MOST, max_linger=0), limit=2, backoff=Backoff(rng=Random(1)),
+            self.ask, OdpSettings(max_users_per_query=MOST, max_linger=0), limit=2,
+            backoff=Backoff(first=0.001, cap=0.001, rng=Random(1)),
             upstream=Upstream("odp_segments", new_metrics()),
         )  # fmt: skip
 
     async def ask(self, users: Sequence[str]) -> list[Outcome]:
         self.sizes.append(len(users))
+        if self.down:
+            raise Unavailable("HTTP 503", status=503)
         if len(users) > self.takes:
             raise PayloadRefused("HTTP 400", status=400)
         return [frozenset()] * len(users)
@@ -118,3 +124,23 @@ async def test_a_larger_query_that_is_refused_makes_the_limit_fall_at_once_and_t
     assert limit(service) == 2
     await service.wants_full_queries(1)
     assert limit(service) == 4
+
+
+@pytest.mark.asyncio
+async def test_users_asked_about_all_the_time_do_not_keep_the_ended_ones_behind_them_during_an_outage(
+    service: Service,
+) -> None:
+    service.down = True
+    busy = [Asked(f"busy-{number}") for number in range(limit(service) + 1)]
+    for question in busy:
+        service.coalescer.add(question)
+    await until(lambda: len(service.sizes) > PAUSE_AFTER)
+    gone = Asked("gone")
+    service.coalescer.add(gone)
+    gone.answer(frozenset())
+    ended = weakref.ref(gone)
+    del gone
+    await until(lambda: ended() is None)
+    assert not any(question.answered.done() for question in busy)
+    service.down = False
+    assert await busy[0].answered == frozenset()

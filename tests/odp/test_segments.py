@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import weakref
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -376,6 +377,30 @@ async def test_request_whose_time_ended_makes_room_for_one_other_and_no_more() -
         waiting = [made.fetch(name) for name in NAMES[:3]]
         assert await failure(waiting[2]) == "overloaded"
         assert not waiting[1].done()
+
+
+@pytest.mark.asyncio
+async def test_ended_waits_for_a_user_asked_about_all_the_time_are_let_go_of_while_odp_is_silent() -> None:
+    async with made_of(Odp(gate=asyncio.Event()), fetch_deadline=0.05, request_timeout=30) as made:
+        first = weakref.ref(made.fetch("ann"))
+        async with asyncio.timeout(PATIENCE):
+            while made.failures("timeout") < 1000:
+                last = made.fetch("ann")
+                await asyncio.sleep(0)
+        assert not last.done(), "the question is still open"
+        assert first() is None
+
+
+@pytest.mark.asyncio
+async def test_wait_for_a_user_is_never_counted_for_longer_than_the_deadline() -> None:
+    async with made_of(Odp(gate=asyncio.Event()), fetch_deadline=0.1, request_timeout=30) as made:
+        ended = made.fetch("ann")
+        while not ended.done():
+            last = made.fetch("ann")
+            await asyncio.sleep(0.02)
+        assert await failure(last) == "timeout"
+        assert made.parts.sample("segment_wait_seconds_count") == 1
+        assert made.parts.sample("segment_wait_seconds_sum") == pytest.approx(0.1)
 
 
 def _reason(found: object) -> str:
