@@ -9,10 +9,12 @@ from __future__ import annotations
 import time
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar, get_args
 from uuid import NAMESPACE_OID, uuid5
 
 import msgspec
+import orjson
 
 from pipeline.decision import Facts, Prediction, Wanted, answer, failure
 from pipeline.errors import ConfigurationError, DatafileRefused, Rejected
@@ -125,9 +127,23 @@ def _read(option: str, document: bytes | None, shape: type[_T], text: str) -> _T
     try:
         return msgspec.json.decode(_NOBODY if document is None else in_utf8(document), type=shape)
     except msgspec.ValidationError as error:
-        raise ConfigurationError([f"{option}: must be an object of {text}: {error}"]) from error
+        raise ConfigurationError(
+            [f"{option}: must be an object of {text}: {error}{_whose(document, shape)}"]
+        ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigurationError([f"{option}: not JSON: {error}"]) from error
+
+
+def _whose(document: bytes | None, shape: Any) -> str:
+    """The first user whose entry is none, in brackets: the place in the error has no names."""
+    (_, one) = get_args(shape)
+    with suppress(msgspec.DecodeError, RecursionError):
+        for user, given in msgspec.json.decode(in_utf8(document or _NOBODY), type=dict[str, Any]).items():
+            try:
+                msgspec.convert(given, one)
+            except msgspec.ValidationError:
+                return f" (user {orjson.dumps(user).decode()})"
+    return ""
 
 
 def _nobody() -> DecideRequest:

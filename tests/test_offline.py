@@ -365,7 +365,13 @@ def test_a_file_about_people_that_is_no_json(option: str, raw: bytes) -> None:
 def test_a_file_about_people_of_another_shape(option: str, raw: bytes, place: str) -> None:
     told = mistake(option, raw)
     assert told.startswith(f"{option}: must be an object of {_SHAPES[option]}: ")
-    assert told.endswith(f" - at `{place}`" if place else "`")
+    assert told.endswith(f' - at `{place}` (user "ada")' if place else "`")
+
+
+def test_the_user_of_a_wrong_entry_is_named_among_many() -> None:
+    assert mistake("--segments", b'{"ada": [], "eva\\n": "vip", "bob": 5}').endswith(' (user "eva\\n")')
+    assert mistake("--segments", b'{"ada": "vip", "ada": []}').endswith("`$[...]`")
+    assert mistake("--segments", b'{"ada": "vip", "bob": ').startswith("--segments: ")
 
 
 @pytest.mark.parametrize("option", _SHAPES)

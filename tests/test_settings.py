@@ -66,6 +66,28 @@ def test_a_list_with_nothing_between_two_commas_is_a_mistake() -> None:
         assert mistakes({"PIPELINE_DECIDE__COPY_HEADERS": text}) == told
 
 
+@pytest.mark.parametrize(
+    ("name", "word", "meant"),
+    [
+        ("KAFKA__SECURITY_PROTOCOL", "SASL", ""),
+        ("KAFKA__SECURITY_PROTOCOL", "SASL_TLS", "; did you mean SASL_SSL?"),
+        ("KAFKA__COMPRESSION_TYPE", "z", "; did you mean zstd?"),
+        ("OPS__LOG_LEVEL", "warn", "; did you mean warning?"),
+        ("OPS__LOG_LEVEL", "verbose", ""),
+    ],
+)
+def test_a_word_is_guessed_where_only_one_can_be_meant(name: str, word: str, meant: str) -> None:
+    (told,) = mistakes({f"PIPELINE_{name}": word}).values()
+    assert told.startswith(f"{word} is none of ")
+    assert told.partition(";")[1] + told.partition(";")[2] == meant
+
+
+@pytest.mark.parametrize("keys", ["one two", "one;two", "one; two"])
+def test_keys_that_are_not_separated_by_commas_are_told_to_be(keys: str) -> None:
+    told = "item 1 holds a blank or a semicolon: separate keys with commas"
+    assert mistakes({"PIPELINE_OPTIMIZELY__SDK_KEYS": keys}) == {"PIPELINE_OPTIMIZELY__SDK_KEYS": told}
+
+
 def test_roles_are_a_list_of_known_names_and_not_empty() -> None:
     assert load_settings({"PIPELINE_ROLES": "logx"}).roles == ("logx",)
     assert load_settings({"PIPELINE_ROLES": '["decide","odp_events"]'}).roles == ("decide", "odp_events")
@@ -288,10 +310,12 @@ def test_the_hand_over_has_fifteen_seconds_after_the_drain() -> None:
         ("broker", "broker has no port; did you mean broker:9092?"),
         ("a:1,[::1]", "[::1] has no port; did you mean [::1]:9092?"),
         ("broker:", "broker:: nothing is no port (1 to 65535)"),
-        ("broker:9092,", "must be host:port, or several separated by commas"),
+        ("broker:9092,", "holds an empty item: check the commas"),
         ("", "is empty: leave it out for its default"),
         (":9092", ":9092 has no host"),
-        ("a b:9092", "must be host:port, or several separated by commas"),
+        ("a b:9092", "a b:9092 holds a blank; write host:port, several separated by commas"),
+        ("k1:9092, k2 :9092", "k2 :9092 holds a blank; write host:port, several separated by commas"),
+        ("me:secret word@a:9092", "must be host:port, or several separated by commas"),
         ("broker:port", "broker:port: port is no port (1 to 65535)"),
         ("broker:65536", "broker:65536: 65536 is no port (1 to 65535)"),
         ("broker:0", "broker:0: 0 is no port (1 to 65535)"),

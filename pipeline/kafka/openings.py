@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -19,6 +19,7 @@ from pipeline.kafka.commits import Commits
 from pipeline.kafka.partition import Opening, Partition
 from pipeline.kafka.sink import Sink
 from pipeline.kafka.takeover import Takeover
+from pipeline.kafka.watch import ranges
 
 log = structlog.get_logger("pipeline.consumer")
 
@@ -30,22 +31,6 @@ _SAID_AGAIN_TRIES = 12
 _LOOK_AGAIN_SECONDS = 5.0
 
 _Partitions = Mapping[TopicPartition, Partition]
-
-
-def ranges(partitions: Iterable[TopicPartition]) -> str:
-    """Partitions in a few words: `decide.results 0-15, track.events 0-3 7`."""
-    runs: dict[str, list[list[int]]] = {}
-    for tp in sorted(partitions):
-        of_topic = runs.setdefault(tp.topic, [])
-        if of_topic and of_topic[-1][-1] == tp.partition - 1:
-            of_topic[-1].append(tp.partition)
-        else:
-            of_topic.append([tp.partition])
-    return ", ".join(f"{topic} {' '.join(map(_run, found))}" for topic, found in runs.items())
-
-
-def _run(numbers: list[int]) -> str:
-    return f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
 
 
 class Openings:

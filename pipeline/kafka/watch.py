@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import structlog
 from aiokafka import TopicPartition
@@ -12,6 +12,22 @@ from pipeline.kafka.partition import InFlight, Partition
 from pipeline.metrics import Metrics
 
 log = structlog.get_logger("pipeline.consumer")
+
+
+def ranges(partitions: Iterable[TopicPartition]) -> str:
+    """Partitions in a few words: `decide.results 0-15, track.events 0-3 7`."""
+    runs: dict[str, list[list[int]]] = {}
+    for tp in sorted(partitions):
+        of_topic = runs.setdefault(tp.topic, [])
+        if of_topic and of_topic[-1][-1] == tp.partition - 1:
+            of_topic[-1].append(tp.partition)
+        else:
+            of_topic.append([tp.partition])
+    return ", ".join(f"{topic} {' '.join(map(_run, found))}" for topic, found in runs.items())
+
+
+def _run(numbers: list[int]) -> str:
+    return f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
 
 
 class Watch:
@@ -49,9 +65,7 @@ class Watch:
     def assigned(self, partitions: Collection[TopicPartition]) -> None:
         self._rebalances.inc()
         self._owned.set(len(partitions))
-        log.info(
-            "partitions assigned", role=self._role, partitions=sorted(f"{tp.topic}-{tp.partition}" for tp in partitions)
-        )
+        log.info("partitions assigned", role=self._role, count=len(partitions), partitions=ranges(partitions))
 
     def released(self) -> None:
         """Nothing is owned any more: a partition's series must not outlive its ownership."""

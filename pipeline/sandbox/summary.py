@@ -25,7 +25,7 @@ def summary(figures: Figures) -> RenderableType:
     tables = (
         ("Decisions", _decisions(figures["decisions"])),
         ("What it took", _lines(_effort(figures))),
-        ("Answered with an error", _errors(figures["errors"])),
+        ("Answered with an error, or expired", _errors(figures["errors"])),
         ("Dead letters", _dead_letters(figures["dead_letters_of"])),
         ("The account", _lines(_account(figures))),
     )

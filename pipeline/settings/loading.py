@@ -7,6 +7,7 @@ again: conflicts and files are checked for whatever is left, and nothing is told
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ _SAID = {
     "too_short": "must hold at least one",
     "tuple_type": "must be a list",
 }
+_KEYS_APART = "holds a blank or a semicolon: separate keys with commas"
 _KEYS_LOOK = "may hold letters, digits and + / = _ -, at most 128 of them"
 
 
@@ -108,7 +110,7 @@ def _sentence(setting: str, item: ErrorDetails) -> str:
     if kind == "value_error":
         text = str(context["error"])
     elif kind == "string_pattern_mismatch" and context["pattern"] == SDK_KEY_PATTERN:
-        text = _KEYS_LOOK
+        text = _KEYS_APART if re.search(r"[\s;]", given) else _KEYS_LOOK
     else:
         text = _SAID.get(kind) or item["msg"].replace("Input should", "must").replace("String should", "must")
     if kind == "string_type" and isinstance(given, list | dict):

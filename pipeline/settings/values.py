@@ -23,6 +23,7 @@ _KAFKA_SECONDS = 2_147_483
 _KAFKA_BYTES = 2**30
 _DURATION = "must be seconds, or a number with a unit: 500ms, 5s, 1m, 2h, 7d"
 _SIZE = "must be bytes, or a number with a unit: 64KiB, 64MiB, 64Mi, 64MB"
+_EMPTY_ITEM = "holds an empty item: check the commas"
 _SERVERS = "must be host:port, or several separated by commas"
 # A longer wrong value is not quoted.
 _QUOTED = 40
@@ -48,10 +49,18 @@ def choice(words: Iterable[str], value: str) -> str:
     found = next((word for word in known if word.casefold() == value.strip().casefold()), None)
     if found is not None:
         return found
-    likely = get_close_matches(value.strip().casefold(), [word.casefold() for word in known], 1)
-    meant = next((word for word in known if likely and word.casefold() == likely[0]), None)
+    meant = _likeliest(value.strip().casefold(), {word.casefold(): word for word in known})
     said = value if len(value) <= _QUOTED and value.isprintable() else "it"
     raise ValueError(f"{said} is none of {', '.join(known)}{f'; did you mean {meant}?' if meant else ''}")
+
+
+def _likeliest(value: str, known: dict[str, str]) -> str | None:
+    longer = [word for plain, word in known.items() if value and plain.startswith(value)]
+    if longer:
+        # Of several that begin so, SASL_PLAINTEXT and SASL_SSL, none is the likelier; nor is SSL, which looks alike.
+        return longer[0] if len(longer) == 1 else None
+    alike = get_close_matches(value, known, 1)
+    return known[alike[0]] if alike else None
 
 
 def one_of(*words: str) -> BeforeValidator:
@@ -71,7 +80,7 @@ def _listed(value: object) -> object:
             raise ValueError('not a JSON list; write ["one","two"], or one,two') from None
     words = [word.strip() for word in text.split(",")] if text else []
     if "" in words:
-        raise ValueError("holds an empty item: check the commas")
+        raise ValueError(_EMPTY_ITEM)
     return words
 
 
@@ -136,13 +145,19 @@ def _secret(value: object) -> object:
 
 def servers(value: str) -> str:
     """Broker addresses as Kafka's clients want them. Raises ValueError that says what is wrong with which."""
-    return ",".join([_server(one.strip()) for one in value.split(",")]) if value.strip() else _server("")
+    if not value.strip():
+        raise ValueError(_SERVERS)
+    return ",".join([_server(one.strip()) for one in value.split(",")])
 
 
 def _server(address: str) -> str:
-    if "@" in address or not address or re.search(r"\s", address):
+    if not address:
+        raise ValueError(_EMPTY_ITEM)
+    if "@" in address:
         # Not quoted: a password may stand before an `@`.
         raise ValueError(_SERVERS)
+    if re.search(r"\s", address):
+        raise ValueError(f"{' '.join(address.split())} holds a blank; write host:port, several separated by commas")
     if "://" in address:
         bare = address.split("://", 1)[1]
         meant = bare if re.search(r":\d+$", bare) else f"{bare}:9092"

@@ -63,8 +63,12 @@ def test_a_start_says_what_runs_which_partitions_in_a_line_for_each_role_and_whe
     assert ready["partitions"] == {"decide": PARTITIONS, "logx": 2 * PARTITIONS, "odp_events": PARTITIONS}
     assert 0 < ready["seconds"] < 60
     topics, all_of_them = one.flow.topics, f"0-{PARTITIONS - 1}"
-    opened = {line["role"]: (line["count"], line["partitions"]) for line in logged(worker, "partitions opened")}
+    assigned, opened = (
+        {line["role"]: (line["count"], line["partitions"]) for line in logged(worker, f"partitions {event}")}
+        for event in ("assigned", "opened")
+    )
     read_by_logx = ", ".join(f"{topic} {all_of_them}" for topic in sorted((topics.decide_results, topics.track_events)))
+    assert assigned == opened
     assert opened == {
         "decide": (PARTITIONS, f"{topics.decide_requests} {all_of_them}"),
         "logx": (2 * PARTITIONS, read_by_logx),

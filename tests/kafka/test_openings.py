@@ -55,19 +55,6 @@ class Counts:
         return await self._count() if self.answers.is_set() else False
 
 
-@pytest.mark.parametrize(
-    ("partitions", "text"),
-    [
-        ([("a", 0)], "a 0"),
-        ([("b", 1), ("a", 2), ("a", 0), ("a", 1), ("a", 7)], "a 0-2 7, b 1"),
-        ([("a", number) for number in (1, 2, 4, 5, 6, 10)], "a 1-2 4-6 10"),
-        ([], ""),
-    ],
-)
-def test_partitions_are_named_in_ranges(partitions: list[tuple[str, int]], text: str) -> None:
-    assert openings.ranges(TopicPartition(topic, number) for topic, number in partitions) == text
-
-
 @pytest.mark.asyncio
 async def test_partitions_added_to_the_results_and_then_to_the_requests_are_never_blocked(
     kafka: Broker, topics: TopicMaker

@@ -9,7 +9,7 @@ from aiokafka import TopicPartition
 
 from pipeline.kafka.partition import Opening, Partition
 from pipeline.kafka.records import Record
-from pipeline.kafka.watch import Watch
+from pipeline.kafka.watch import Watch, ranges
 from pipeline.messages.delivery import Chunk
 from tests.handlers.chunks import new_metrics, value
 
@@ -74,3 +74,16 @@ def test_work_that_does_not_move_is_told_whatever_is_known_of_the_log(
     assert stuck(watch, partition) == ["requests-0 has had unfinished work for 61 s"]
     keeps.chunk.done(1)
     assert stuck(watch, partition) == []
+
+
+@pytest.mark.parametrize(
+    ("partitions", "text"),
+    [
+        ([("a", 0)], "a 0"),
+        ([("b", 1), ("a", 2), ("a", 0), ("a", 1), ("a", 7)], "a 0-2 7, b 1"),
+        ([("a", number) for number in (1, 2, 4, 5, 6, 10)], "a 1-2 4-6 10"),
+        ([], ""),
+    ],
+)
+def test_partitions_are_named_in_ranges(partitions: list[tuple[str, int]], text: str) -> None:
+    assert ranges(TopicPartition(topic, number) for topic, number in partitions) == text

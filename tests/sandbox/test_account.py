@@ -361,3 +361,11 @@ def test_a_request_with_a_result_and_a_dead_letter_is_answered_once() -> None:
     account.book_dead_letter(None, None, headers)
     assert account.answered == answered
     assert any("with a result and a dead letter" in sentence for sentence in account.open())
+
+
+def test_requests_in_the_table_of_errors_are_those_that_the_account_calls_errors_and_expired() -> None:
+    said = printed(of(closed()))
+    _, _, table = said.partition("Answered with an error, or expired\n")
+    rows = [line.split() for line in table.partition("\n\n")[0].splitlines()[2:]]
+    assert sum(int(row[-1]) for row in rows) == 2
+    assert "1 answered with an error + 1 expired" in said
