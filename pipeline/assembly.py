@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, KafkaTimeoutError
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from pipeline.api.operations import Operations
@@ -283,6 +283,14 @@ class Worker:
         }
 
 
+def start_failure(error: KafkaError | TimeoutError) -> str:
+    """An error of Kafka that ended the start, in words: no answer, which waiting may mend, or a refusal."""
+    reason = str(error) or type(error).__name__
+    if isinstance(error, TimeoutError | KafkaTimeoutError) or error.retriable:
+        return f"Kafka did not answer during the start: {reason}"
+    return f"Kafka refused a request of the start: {reason}"
+
+
 async def run_worker(settings: Settings, fence: Fence) -> int:
     """Run a worker until it is asked to stop; its exit code. Raises StartFailed or ConfigurationError."""
     worker = Worker(settings, fence)
@@ -295,7 +303,7 @@ async def run_worker(settings: Settings, fence: Fence) -> int:
     try:
         await until_stopped(live(), grace=_START_GRACE_SECONDS)
     except (KafkaError, TimeoutError) as error:
-        raise StartFailed(f"Kafka did not answer during the start: {str(error) or type(error).__name__}") from error
+        raise StartFailed(start_failure(error)) from error
     finally:
         await worker.stop()
     return 0

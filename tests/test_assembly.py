@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import structlog
+from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError, TopicAuthorizationFailedError
 
-from pipeline.assembly import Worker
+from pipeline.assembly import Worker, start_failure
 from pipeline.runtime import Fence
 from pipeline.settings import Settings
 
@@ -30,3 +31,19 @@ async def test_every_upstream_that_has_a_gauge_is_told_by_ready_and_health(profi
     assert worker.status()["outages"] == [outage.document()]
     if worker.profiles is not None:
         await worker.profiles.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (TimeoutError(), "Kafka did not answer during the start: TimeoutError"),
+        (KafkaTimeoutError(), "Kafka did not answer during the start: KafkaTimeoutError"),
+        (KafkaConnectionError("gone"), "Kafka did not answer during the start: KafkaConnectionError: gone"),
+        (
+            TopicAuthorizationFailedError({"decide.requests"}),
+            "Kafka refused a request of the start: [Error 29] TopicAuthorizationFailedError: {'decide.requests'}",
+        ),
+    ],
+)
+def test_a_refusal_of_kafka_at_the_start_is_not_told_as_silence(error: KafkaError | TimeoutError, said: str) -> None:
+    assert start_failure(error) == said
