@@ -108,7 +108,9 @@ def run(
     except PipelineError as error:
         if sys.stderr.isatty():
             raise
-        # Who collects the lines may drop one that is no JSON.
+        # A collector of the lines may drop one that is no JSON.
+        for warning in _warnings(error):
+            log.warning(warning)
         for mistake in _mistakes(error):
             log.error(mistake)
         code = _exit_code(error)
@@ -239,7 +241,7 @@ def check_config(
     except ConfigurationError as error:
         if not as_json:
             raise
-        _print_json({"valid": False, "mistakes": list(error.mistakes)})
+        _print_json({"valid": False, "mistakes": list(error.mistakes), "warnings": list(error.warnings)})
         raise typer.Exit(2) from None
     if as_json:
         document, code = _document(loaded, topics)
@@ -347,6 +349,10 @@ def _mistakes(error: PipelineError) -> Sequence[str]:
     return error.mistakes if isinstance(error, ConfigurationError) else [str(error)]
 
 
+def _warnings(error: PipelineError) -> Sequence[str]:
+    return error.warnings if isinstance(error, ConfigurationError) else ()
+
+
 def _exit_code(error: PipelineError) -> int:
     return 2 if isinstance(error, ConfigurationError) else 1
 
@@ -356,6 +362,8 @@ def main() -> NoReturn:
     try:
         code = call(typer.main.get_command(app))
     except PipelineError as error:
+        for warning in _warnings(error):
+            print(f"warning: {warning}", file=sys.stderr)  # noqa: T201 - this is the command's own output
         for mistake in _mistakes(error):
             print(f"error: {mistake}", file=sys.stderr)  # noqa: T201 - this is the command's own output
         code = _exit_code(error)

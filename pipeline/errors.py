@@ -25,12 +25,14 @@ class PipelineError(Exception):
 class ConfigurationError(PipelineError):
     """The settings cannot be used.
 
-    `mistakes` holds one sentence for each, all of them, so that a person mends a file once and not line by line.
+    `mistakes` holds one sentence for each, all of them, so that a person mends a file once and not line by line;
+    `warnings` what else should be looked at meanwhile.
     """
 
-    def __init__(self, mistakes: Sequence[str]) -> None:
+    def __init__(self, mistakes: Sequence[str], warnings: Sequence[str] = ()) -> None:
         super().__init__("\n".join(mistakes))
         self.mistakes = tuple(mistakes)
+        self.warnings = tuple(warnings)
 
 
 class DatafileRefused(PipelineError):

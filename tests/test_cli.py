@@ -123,6 +123,19 @@ def test_check_config_needs_an_sdk_key_and_reads_a_file(tmp_path: Path) -> None:
     assert b"someKey01" not in done.stdout
 
 
+def test_a_warning_is_told_beside_the_mistakes_and_not_only_once_they_are_mended() -> None:
+    wrong = {"RUN_ID": "7", "KAFKA__GROUP": "shop"}
+    done = run("check-config", settings=wrong)
+    assert done.returncode == 2
+    (warning,) = [line for line in done.stderr.splitlines() if line.startswith(b"warning: ")]
+    assert b"PIPELINE_RUN_ID" in warning
+    assert b"error: PIPELINE_KAFKA__GROUP" in done.stderr
+    (as_json,) = json.loads(run("check-config", "--json", settings=wrong).stdout)["warnings"]
+    assert warning == f"warning: {as_json}".encode()
+    logged = [json.loads(line) for line in run("run", settings=wrong).stderr.splitlines()]
+    assert [line["event"] for line in logged if line["level"] == "warning"] == [as_json]
+
+
 def test_check_config_as_json_holds_settings_or_mistakes_and_no_secret() -> None:
     done = run(
         "check-config", "--json",
@@ -146,6 +159,7 @@ def test_check_config_as_json_holds_settings_or_mistakes_and_no_secret() -> None
             "PIPELINE_OPS__PORT: must be a whole number, not x",
             "PIPELINE_OPTIMIZELY__SDK_KEYS: name at least one SDK key",
         ],
+        "warnings": [],
     }
 
 

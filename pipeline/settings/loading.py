@@ -74,7 +74,7 @@ def load(
     if sources.complete:
         sources.mistakes += [_told(sources, one) for one in conflicts if not sources.refused.intersection(one.names)]
     if sources.mistakes:
-        raise ConfigurationError(sources.mistakes)
+        raise ConfigurationError(sources.mistakes, sources.warnings)
     warnings = [*sources.warnings, *(_told(sources, one) for check in advice for one in check(settings))]
     return Loaded(settings, sources.origins, tuple(warnings))
 
