@@ -49,9 +49,8 @@ def answers(results: Reader, records: list[Outgoing], *, seconds: float = 40) ->
     return Counter({user: count for user, count in counted().items() if user in wanted})
 
 
-def recreate(one: Own, topic: str, kind: str = APPEND, *, partitions: int = PARTITIONS) -> None:
-    address, config = one.flow.broker.bootstrap_servers, {"message_timestamp_type": kind}
-    asyncio.run(recreate_topic(address, topic, partitions, had=PARTITIONS, **config))
+def recreate(one: Own, topic: str, kind: str = APPEND) -> None:
+    asyncio.run(recreate_topic(one.flow.broker.bootstrap_servers, topic, PARTITIONS, message_timestamp_type=kind))
 
 
 def told(worker: Worker) -> list[tuple[str, str]]:
@@ -166,21 +165,22 @@ def test_results_and_dead_letters_created_again_under_a_running_worker_are_writt
 
 
 def test_results_created_again_with_fewer_partitions_stop_only_those_beyond_and_lose_no_request(
-    own: Callable[..., Own], stand_ins: StandIns
+    own: Callable[..., Own],
 ) -> None:
-    one = own(ODP__FETCH_DEADLINE="60", ODP__REQUEST_TIMEOUT="60")
+    one = own()
     topics, broker = one.flow.topics, one.flow.broker.bootstrap_servers
-    bodies = [{"userId": f"held-{number}", "keys": [ON], "fetchSegments": True} for number in range(PARTITIONS)]
-    held = [keyed(body)._replace(partition=number) for number, body in enumerate(bodies)]
-    stand_ins.control("odp", users={str(body["userId"]): [] for body in bodies}, hold_answers=True)
+    asked = [request._replace(partition=number) for number, request in enumerate(requests("asked", PARTITIONS))]
     worker = one.worker("run", "--roles", "decide")
     worker.start()
-    one.flow.writer.send(topics.decide_requests, held)
-    until(lambda: stand_ins.ledger("odp")["graphql_requests"] > 0, timeout=20, what="a question to ODP")
-    recreate(one, topics.decide_results, partitions=2)
-    until(lambda: told(worker) == [("decide", topics.decide_results)], timeout=20, what="the line that says so")
-    # The results of two of the requests are for partitions that are gone: they can never be acknowledged.
-    stand_ins.control("odp", hold_answers=False)
+    worker.wait_ready()
+
+    def handed_over() -> None:
+        # Two of the results are on their way to partitions that never come back: nothing will acknowledge them.
+        one.flow.writer.send(topics.decide_requests, asked)
+        decided = {"outcome": "decided"}
+        until(lambda: worker.metric("decide_requests_total", **decided) == PARTITIONS, timeout=10, what="the results")
+
+    asyncio.run(recreate_topic(broker, topics.decide_results, 2, had=PARTITIONS, meanwhile=handed_over))
     assert worker.wait(30) == 70
     assert json.loads(worker.log.read_text().splitlines()[-1])["reason"] == "role decide cannot go on"
     assert f"{topics.decide_results} was created again with fewer partitions (2)" in worker.log_tail()
@@ -188,14 +188,14 @@ def test_results_created_again_with_fewer_partitions_stop_only_those_beyond_and_
     until(lambda: worker.metric("partitions_blocked", role="decide") == 2, timeout=30, what="the blocked partitions")
     results = Reader(broker, topics.decide_results, 2)
     try:
-        assert answers(results, held[:2]) == dict.fromkeys(users(held[:2]), 1)
+        assert answers(results, asked[:2]) == dict.fromkeys(users(asked[:2]), 1)
     finally:
         results.close()
     # As the log line and the alert say: the topic gets the partitions that it lacks.
     asyncio.run(add_partitions(broker, topics.decide_results, PARTITIONS))
     results = Reader(broker, topics.decide_results, PARTITIONS)
     try:
-        assert answers(results, held) == dict.fromkeys(users(held), 1)
+        assert answers(results, asked) == dict.fromkeys(users(asked), 1)
     finally:
         results.close()
     assert worker.stop() == 0

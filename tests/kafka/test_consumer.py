@@ -15,6 +15,7 @@ from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.structs import OffsetAndMetadata
 
 from pipeline.errors import Rejected
+from pipeline.kafka import commits
 from pipeline.kafka.commit_note import CommitNote
 from pipeline.kafka.partition import Opening
 from pipeline.kafka.sink import UNSENT_BYTES
@@ -433,11 +434,13 @@ class Commit:
 
 @pytest.mark.asyncio
 async def test_a_stop_does_not_wait_behind_a_hook_whose_commit_is_not_answered(
-    kafka: Broker, topics: TopicMaker
+    kafka: Broker, topics: TopicMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(commits, "_COMMIT_SECONDS", 10 * PATIENCE)
     own = await topics(partitions=1)
     settings = kafka_settings(kafka, group_id=own.decide_requests, commit_interval=60)
-    async with member(settings, own, lambda _: Echo(), partitions=1) as one:
+    # Alone the hook would have a quarter of the drain for its commit.
+    async with member(settings, own, lambda _: Echo(), partitions=1, drain_seconds=10 * PATIENCE) as one:
         await until(lambda: any(partition.open for partition in one.consumer.partitions))
         (partition,) = one.consumer.partitions
         partition.commit_due = True
@@ -445,7 +448,6 @@ async def test_a_stop_does_not_wait_behind_a_hook_whose_commit_is_not_answered(
         hook = asyncio.create_task(one.consumer.on_partitions_revoked([partition.tp]))
         await asyncio.wait_for(commit.begun.wait(), PATIENCE)
         began = time.monotonic()
-        # A quarter of it, where the hook alone would have five seconds.
         await one.consumer.stop(seconds=2)
         assert time.monotonic() - began < stretched(2)
         assert hook.done()
