@@ -122,7 +122,8 @@ async def recreate_topic(
             await seen(partitions if had is None else had)
             await admin.delete_topics([topic])
             await seen(0)
-            meanwhile()
+        meanwhile()
+        async with asyncio.timeout(20):
             await admin.create_topics([new])
             await seen(partitions)
     finally:

@@ -89,13 +89,13 @@ class ReleaseTime:
     """How long a release of partitions may take: the drain, or the rest of a stop that begins during the release."""
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self._stop_at: float | None = None
         self._limit: asyncio.Timeout | None = None
 
     @property
     def left(self) -> float:
-        return self._seconds if self._stop_at is None else max(0.0, self._stop_at - time.monotonic())
+        return self.seconds if self._stop_at is None else max(0.0, self._stop_at - time.monotonic())
 
     def stop_within(self, seconds: float) -> None:
         self._stop_at = time.monotonic() + seconds

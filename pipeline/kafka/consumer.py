@@ -84,7 +84,6 @@ class GroupConsumer(ConsumerRebalanceListener):
         self._results = results
         self._dead_letters = dead_letters
         self._settings = settings
-        self._drain_seconds = drain_seconds
         self._release_time = ReleaseTime(drain_seconds)
         self._fail = fail
         self._partitions: dict[TopicPartition, Partition] = {}
@@ -110,7 +109,7 @@ class GroupConsumer(ConsumerRebalanceListener):
     def _made_reopening(self, takeover: Takeover) -> Reopening:
         return Reopening(
             self.role.name, self._partitions, consumer=self._consumer, takeover=takeover, openings=self._openings,
-            results=self._results, commits=self._commits, seconds=self._drain_seconds, owned=self._owned,
+            results=self._results, commits=self._commits, seconds=self._release_time.seconds, owned=self._owned,
             start=self._start, opened=self._opened, wake=self._wake,
         )  # fmt: skip
 
@@ -305,7 +304,7 @@ class GroupConsumer(ConsumerRebalanceListener):
                 await asyncio.wait([self._opening])
             await self._reopening.cancel()
             partitions = self._close()
-            async with asyncio.timeout(self._drain_seconds):
+            async with asyncio.timeout(self._release_time.seconds):
                 # 2. Requests to a service get a moment; the next owner repeats what is left, under its identities.
                 if self.role.flush is not None:
                     moment = min(self._settings.handover_timeout, self._release_time.left / 2)

@@ -178,7 +178,7 @@ def test_results_created_again_with_fewer_partitions_stop_only_those_beyond_and_
         # Two of the results are on their way to partitions that never come back: nothing will acknowledge them.
         one.flow.writer.send(topics.decide_requests, asked)
         decided = {"outcome": "decided"}
-        until(lambda: worker.metric("decide_requests_total", **decided) == PARTITIONS, timeout=10, what="the results")
+        until(lambda: worker.metric("decide_requests_total", **decided) == PARTITIONS, timeout=40, what="the results")
 
     asyncio.run(recreate_topic(broker, topics.decide_results, 2, had=PARTITIONS, meanwhile=handed_over))
     assert worker.wait(30) == 70

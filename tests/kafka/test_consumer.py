@@ -425,7 +425,7 @@ class Commit:
 
     def __init__(self, one: Member) -> None:
         self.begun = asyncio.Event()
-        one.client.commit = self  # type: ignore[method-assign]
+        one.client.commit = self  # type: ignore[method-assign,assignment]
 
     async def __call__(self, points: object) -> None:
         self.begun.set()
