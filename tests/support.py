@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Protocol
 from uuid import uuid4
@@ -97,10 +97,14 @@ async def add_partitions(bootstrap_servers: str, topic: str, partitions: int) ->
         await admin.close()
 
 
-async def recreate_topic(bootstrap_servers: str, topic: str, partitions: int, **config: str) -> None:
-    """Delete a topic and make one of the same name and size; returns when the broker has the new one.
+async def recreate_topic(
+    bootstrap_servers: str, topic: str, partitions: int, *,
+    had: int | None = None, meanwhile: Callable[[], None] = lambda: None, **config: str,
+) -> None:  # fmt: skip
+    """Delete a topic and make one of the same name; returns when the broker has the new one.
 
-    The names of the configuration have `_` for `.`.
+    `had` is the old one's number of partitions, if the new one's is another; `meanwhile` is called while there is no
+    topic. The names of the configuration have `_` for `.`.
     """
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
     await admin.start()
@@ -115,9 +119,11 @@ async def recreate_topic(bootstrap_servers: str, topic: str, partitions: int, **
 
     try:
         async with asyncio.timeout(20):
-            await seen(partitions)
+            await seen(partitions if had is None else had)
             await admin.delete_topics([topic])
             await seen(0)
+        meanwhile()
+        async with asyncio.timeout(20):
             await admin.create_topics([new])
             await seen(partitions)
     finally:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -66,12 +69,48 @@ class Commits:
             self._watch.committed()
             return True
 
-    async def write_within(self, partitions: Mapping[TopicPartition, Partition], seconds: float | None) -> bool:
-        """As `write`, at a stop, which no outage of Kafka may hold up; False if Kafka did not answer by then."""
+    async def write_within(
+        self, partitions: Mapping[TopicPartition, Partition], limit: AbstractAsyncContextManager[None]
+    ) -> bool:
+        """As `write`, before partitions are given back, which no outage of Kafka may hold up.
+
+        `limit` ends the commit with TimeoutError; False if Kafka did not answer by then.
+        """
         try:
-            async with asyncio.timeout(seconds):
+            async with limit:
                 await self.write(partitions)
         except TimeoutError:
             self._watch.last_commit_failed()
             return False
         return True
+
+
+class ReleaseTime:
+    """How long a release of partitions may take: the drain, or the rest of a stop that begins during the release."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._stop_at: float | None = None
+        self._limit: asyncio.Timeout | None = None
+
+    @property
+    def left(self) -> float:
+        return self.seconds if self._stop_at is None else max(0.0, self._stop_at - time.monotonic())
+
+    def stop_within(self, seconds: float) -> None:
+        self._stop_at = time.monotonic() + seconds
+
+    @contextlib.asynccontextmanager
+    async def at_most(self, seconds: float) -> AsyncIterator[None]:
+        """As `asyncio.timeout`; `hurry` brings it forward. One release at a time has one limit at a time."""
+        try:
+            async with asyncio.timeout(seconds) as self._limit:
+                yield
+        finally:
+            self._limit = None
+
+    def hurry(self) -> None:
+        """A stop waits for the release: its wait for a service, or for the commit, gets a quarter of the time left."""
+        if self._limit is not None and not self._limit.expired():
+            soon = asyncio.get_running_loop().time() + self.left / 4
+            self._limit.reschedule(min(soon, self._limit.when() or soon))

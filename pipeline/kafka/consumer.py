@@ -21,12 +21,12 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import IllegalStateError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from pipeline.kafka import client
-from pipeline.kafka.commits import Commits
+from pipeline.kafka.commits import Commits, ReleaseTime
 from pipeline.kafka.dead_letters import DeadLetters
 from pipeline.kafka.lease import Lease
 from pipeline.kafka.openings import Openings
 from pipeline.kafka.partition import Handler, InFlight, Partition
-from pipeline.kafka.poll import poll
+from pipeline.kafka.poll import Pace, poll
 from pipeline.kafka.records import Record
 from pipeline.kafka.reopening import Reopening
 from pipeline.kafka.sink import Fail, Sink
@@ -40,10 +40,6 @@ log = structlog.get_logger("pipeline.consumer")
 
 _POLL_MS = 100
 _RETRY_SECONDS = 0.5
-_FIRST_RECORDS = 20
-"""How many are taken by the first poll, when it is not known yet how long one takes."""
-_HOLD_SECONDS = 0.01
-"""How long handling one poll's records should hold the loop. A hundred flags take twenty times as long as one."""
 # Asking a partition that does not exist brings nothing and costs nothing, but it is a poll: the member stays in its
 # group, and what was prefetched of the full partitions is kept (`pause` would throw it away).
 _NOWHERE = TopicPartition("", -1)
@@ -88,7 +84,7 @@ class GroupConsumer(ConsumerRebalanceListener):
         self._results = results
         self._dead_letters = dead_letters
         self._settings = settings
-        self._drain_seconds = drain_seconds
+        self._release_time = ReleaseTime(drain_seconds)
         self._fail = fail
         self._partitions: dict[TopicPartition, Partition] = {}
         self._stopping = False
@@ -98,7 +94,7 @@ class GroupConsumer(ConsumerRebalanceListener):
         self._opening: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._lease = lease
-        self._most_records = min(_FIRST_RECORDS, settings.chunk_records)
+        self._pace = Pace(settings.chunk_records)
         self._watch = Watch(role.name, role.topics, metrics=metrics)
         self._commits = Commits(consumer, watch=self._watch)
         self._openings = Openings(
@@ -113,8 +109,8 @@ class GroupConsumer(ConsumerRebalanceListener):
     def _made_reopening(self, takeover: Takeover) -> Reopening:
         return Reopening(
             self.role.name, self._partitions, consumer=self._consumer, takeover=takeover, openings=self._openings,
-            commits=self._commits, seconds=self._drain_seconds, owned=self._owned, start=self._start,
-            opened=self._opened, wake=self._wake,
+            results=self._results, commits=self._commits, seconds=self._release_time.seconds, owned=self._owned,
+            start=self._start, opened=self._opened, wake=self._wake,
         )  # fmt: skip
 
     @property
@@ -189,12 +185,11 @@ class GroupConsumer(ConsumerRebalanceListener):
         ]
 
     async def _take(self, ready: list[TopicPartition]) -> None:
-        lost: dict[TopicPartition, int] = {}
         try:
             timeout_ms = 0 if ready == [_NOWHERE] else _POLL_MS
-            fetched = await poll(self._consumer, ready, timeout_ms=timeout_ms, max_records=self._most_records)
+            fetched = await poll(self._consumer, ready, timeout_ms=timeout_ms, max_records=self._pace.records)
         except OffsetOutOfRangeError as error:
-            lost = error.args[0]
+            await self._reopening.out_of_range(error.args[0], seconds=self._settings.request_timeout)
         except UnicodeDecodeError:
             await self._step_over_undecodable(ready)
         except NoOffsetForPartitionError:
@@ -205,15 +200,7 @@ class GroupConsumer(ConsumerRebalanceListener):
             for tp, records in fetched.items():
                 self._arrived(tp, records)
             if fetched:
-                self._pace(sum(map(len, fetched.values())), time.perf_counter() - began)
-            return
-        for tp, offset in lost.items():
-            await self._reopening.out_of_range(tp, offset)
-
-    def _pace(self, count: int, seconds: float) -> None:
-        """Take as many records the next time as would have been handled in `_HOLD_SECONDS`, but not twice as many."""
-        fit = int(count * _HOLD_SECONDS / seconds) if seconds else count
-        self._most_records = max(1, min(fit, 2 * self._most_records, self._settings.chunk_records))
+                self._pace.handled(sum(map(len, fetched.values())), time.perf_counter() - began)
 
     def _arrived(self, tp: TopicPartition, records: list[Record]) -> None:
         partition = self._partitions.get(tp)
@@ -301,22 +288,28 @@ class GroupConsumer(ConsumerRebalanceListener):
         except Exception as error:  # noqa: BLE001 - aiokafka would swallow it
             self._fail(f"role {self.role.name}: giving partitions back failed", error)
 
-    async def _release(self, *, commit_seconds: float | None = None) -> bool:
+    def _close(self) -> list[Partition]:
+        partitions = list(self._partitions.values())
+        for partition in partitions:
+            partition.open = False
+        return partitions
+
+    async def _release(self) -> bool:
         """Give all partitions back. Only what Kafka was given is waited for; False if it did not answer the commit."""
         async with self._releasing:
-            partitions = list(self._partitions.values())
-            # 1. Nothing new begins.
+            # 1. Nothing new begins. Closed partitions are not opened anew; those just being opened are closed after it.
+            self._close()
             if self._opening is not None:
                 self._opening.cancel()
                 await asyncio.wait([self._opening])
             await self._reopening.cancel()
-            for partition in partitions:
-                partition.open = False
-            async with asyncio.timeout(self._drain_seconds):
+            partitions = self._close()
+            async with asyncio.timeout(self._release_time.seconds):
                 # 2. Requests to a service get a moment; the next owner repeats what is left, under its identities.
                 if self.role.flush is not None:
+                    moment = min(self._settings.handover_timeout, self._release_time.left / 2)
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(self._settings.handover_timeout):
+                        async with self._release_time.at_most(moment):
                             await self.role.flush()
                 # 3. Users who still wait for their segments are left to the next owner, and results not yet handed
                 #    to Kafka too if we may have been put out of the group: the next owner may be at work already.
@@ -328,7 +321,8 @@ class GroupConsumer(ConsumerRebalanceListener):
                 for partition in partitions:
                     await partition.sent()
             # 5. One last commit, still under our ownership.
-            answered = await self._commits.write_within(self._partitions, commit_seconds)
+            limit = self._release_time.at_most(self._release_time.left / 4)
+            answered = await self._commits.write_within(self._partitions, limit)
             # 6. Forgotten.
             self._watch.released()
             self._partitions.clear()
@@ -366,7 +360,7 @@ class GroupConsumer(ConsumerRebalanceListener):
         silent = now - self.polled_at
         if silent > after + self._settings.rebalance_timeout:
             found.append(f"role {self.role.name} has not polled for {silent:.0f} s")
-        return found
+        return found + self._reopening.stuck(now, after=after + self._settings.rebalance_timeout)
 
     # The stop
 
@@ -377,15 +371,15 @@ class GroupConsumer(ConsumerRebalanceListener):
         """
         self._stopping = True
         self._stopped.set()
-        for partition in self._partitions.values():
-            partition.open = False
-        deadline = time.monotonic() + seconds
+        self._close()
+        self._release_time.stop_within(seconds)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds * 3 / 4):
                 await self._finish()
-        answered = await self._release(commit_seconds=(deadline - time.monotonic()) / 4)
+        self._release_time.hurry()
+        answered = await self._release()
         # A coordinator that did not answer will not answer a farewell either.
-        farewell = max(0.0, deadline - time.monotonic()) / 4 if answered else 0
+        farewell = self._release_time.left / 4 if answered else 0
         await client.stop_client(self._consumer, seconds=farewell)
         for task in self._tasks:
             task.cancel()

@@ -52,7 +52,7 @@ class Openings:
         Those that wait for nothing are not held up by the others. Raises what a scan that cannot be made raises.
         """
         beyond = self._beyond(partitions)
-        await self._open({tp: partition for tp, partition in partitions.items() if tp not in beyond})
+        beyond |= await self._open({tp: partition for tp, partition in partitions.items() if tp not in beyond})
         opened()
         while beyond and self._results is not None:
             if await self._counted(self._results):
@@ -94,13 +94,14 @@ class Openings:
                 )  # fmt: skip
             partition.blocked = tp in left
         if len(left) < len(partitions):
-            await self._open({tp: partition for tp, partition in partitions.items() if tp not in left})
+            left |= await self._open({tp: partition for tp, partition in partitions.items() if tp not in left})
             opened()
         return left
 
-    async def _open(self, partitions: _Partitions) -> None:
+    async def _open(self, partitions: _Partitions) -> dict[TopicPartition, Partition]:
+        """Open them; returns those that have no results partition any more."""
         if not partitions:
-            return
+            return {}
         began = time.monotonic()
         openings = await self._found(partitions)
         for tp, opening in openings.items():
@@ -125,13 +126,17 @@ class Openings:
             recovered=sum(len(opening.recovered or ()) for opening in openings.values()),
             seconds=round(time.monotonic() - began, 3),
         )  # fmt: skip
+        return {tp: partition for tp, partition in partitions.items() if tp not in openings}
 
     async def _found(self, partitions: _Partitions) -> dict[TopicPartition, Opening]:
-        """Where to begin. An outage of the broker is waited out; a scan that cannot be made ends the process."""
+        """Where to begin. An outage of the broker is waited out; a scan that cannot be made ends the process.
+
+        Partitions that turn out to have no results partition are left out.
+        """
         failures = 0
         while True:
             try:
-                return await self._takeover.open(partitions.keys())
+                return await self._takeover.open(partitions.keys()) if partitions else {}
             except (KafkaError, TimeoutError) as error:
                 failures += 1
                 patient = isinstance(error, KafkaError) and error.retriable
@@ -141,3 +146,7 @@ class Openings:
                     reason = type(error).__name__
                     log.warning("opening partitions failed, trying again", role=self._role, reason=reason)
                 await asyncio.sleep(_RETRY_SECONDS)
+                # A results topic that was created again with fewer partitions looks like an outage to the scan.
+                if self._results is not None and await self._results.recount():
+                    beyond = self._beyond(partitions)
+                    partitions = {tp: partition for tp, partition in partitions.items() if tp not in beyond}

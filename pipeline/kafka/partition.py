@@ -179,6 +179,15 @@ class Partition:
         self._begun = self.commit_due = True
         self.moved_at = time.monotonic()
 
+    def learn_ids(self, topic_id: str | None, results_id: str | None) -> None:
+        """Fill in the ids of the topics that no broker gave at the opening. The next commit names them."""
+        before = self.topic_id, self.results_id
+        if self.topic_id is None:
+            self.topic_id = topic_id
+        if self._lane is not None and self.results_id is None:
+            self.results_id = self._lane.topic_id = results_id
+        self.commit_due |= before != (self.topic_id, self.results_id)
+
     # 1. Fetched
 
     @property
@@ -297,7 +306,7 @@ class Partition:
 
     def stuck_for(self, now: float) -> float:
         """Seconds without progress while there was work; 0 when there is none, or while only Kafka is waited for."""
-        if not self._chunks or (self._lane is not None and self._lane.sending):
+        if not self._chunks or self.sending:
             return 0.0
         return now - self.moved_at
 
@@ -326,6 +335,11 @@ class Partition:
     def result_octets(self) -> int:
         """Bytes of results that Kafka has not acknowledged."""
         return 0 if self._lane is None else self._lane.octets
+
+    @property
+    def sending(self) -> bool:
+        """Results are on their way to Kafka, which has not acknowledged them."""
+        return self._lane is not None and self._lane.sending
 
     async def sent(self) -> None:
         """Wait until what was handed to Kafka is written; the caller ends the process if that takes too long."""

@@ -2,7 +2,7 @@
 
 aiokafka 0.14 counts the polls under way, and one that raised stays counted. A member then looks as if it polled for
 ever: one that no longer reads is never put out of its group, and nobody gets its partitions. The consumer's loop and
-`undecodable.py` poll through here.
+`undecodable.py` poll through here. `Pace` says how many records the next poll may take.
 """
 
 from __future__ import annotations
@@ -14,6 +14,24 @@ from typing import Any, cast
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from pipeline.kafka.records import Record
+
+_FIRST_RECORDS = 20
+"""How many are taken by the first poll, when it is not known yet how long one takes."""
+_HOLD_SECONDS = 0.01
+"""How long handling one poll's records should hold the loop. A hundred flags take twenty times as long as one."""
+
+
+class Pace:
+    """How many records a poll takes: as many as are handled in `_HOLD_SECONDS`, going by the polls before."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.records = min(_FIRST_RECORDS, most)
+
+    def handled(self, count: int, seconds: float) -> None:
+        """Take as many records the next time as would have been handled in time, but not twice as many."""
+        fit = int(count * _HOLD_SECONDS / seconds) if seconds else count
+        self.records = max(1, min(fit, 2 * self.records, self._most))
 
 
 async def poll(

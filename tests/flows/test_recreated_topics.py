@@ -14,7 +14,7 @@ from pipeline.sandbox.worker import Worker
 from tests.flows.conftest import PARTITIONS, Own
 from tests.flows.project import FLAGS
 from tests.flows.wire import Outgoing, Reader, keyed
-from tests.support import recreate_topic
+from tests.support import add_partitions, recreate_topic
 
 ON = FLAGS[0]
 APPEND, CREATE = "LogAppendTime", "CreateTime"
@@ -161,4 +161,41 @@ def test_results_and_dead_letters_created_again_under_a_running_worker_are_writt
     finally:
         results.close()
         letters.close()
+    assert worker.stop() == 0
+
+
+def test_results_created_again_with_fewer_partitions_stop_only_those_beyond_and_lose_no_request(
+    own: Callable[..., Own],
+) -> None:
+    one = own()
+    topics, broker = one.flow.topics, one.flow.broker.bootstrap_servers
+    first, second, beyond = (request._replace(partition=number) for number, request in enumerate(requests("asked", 3)))
+    worker = one.worker("run", "--roles", "decide")
+    worker.start()
+    worker.wait_ready()
+
+    def handed_over() -> None:
+        # Its result is on its way to a partition that does not come back: nothing will acknowledge it.
+        one.flow.writer.send(topics.decide_requests, [beyond])
+        until(lambda: worker.metric("decide_requests_total", outcome="decided") == 1, timeout=40, what="the result")
+
+    asyncio.run(recreate_topic(broker, topics.decide_results, 2, had=PARTITIONS, meanwhile=handed_over))
+    assert worker.wait(30) == 70
+    assert json.loads(worker.log.read_text().splitlines()[-1])["reason"] == "role decide cannot go on"
+    assert f"{topics.decide_results} was created again with fewer partitions (2)" in worker.log_tail()
+    worker.start()
+    until(lambda: worker.metric("partitions_blocked", role="decide") == 2, timeout=30, what="the blocked partitions")
+    one.flow.writer.send(topics.decide_requests, [first, second])
+    results = Reader(broker, topics.decide_results, 2)
+    try:
+        assert answers(results, [first, second]) == dict.fromkeys(users([first, second]), 1)
+    finally:
+        results.close()
+    # As the log line and the alert say: the topic gets the partitions that it lacks.
+    asyncio.run(add_partitions(broker, topics.decide_results, PARTITIONS))
+    results = Reader(broker, topics.decide_results, PARTITIONS)
+    try:
+        assert answers(results, [first, second, beyond]) == dict.fromkeys(users([first, second, beyond]), 1)
+    finally:
+        results.close()
     assert worker.stop() == 0

@@ -102,6 +102,7 @@ async def member(
     *,
     partitions: int = 4,
     window: int = 10_000,
+    drain_seconds: float = 20,
 ) -> AsyncIterator[Member]:
     """A started member of role decide on the test's topics. Leaves as a killed process does if it was not stopped."""
     metrics = Metrics(CollectorRegistry())
@@ -125,7 +126,7 @@ async def member(
         Role("decide", (topics.decide_requests,), window, handler=handler),
         consumer=consumer, lease=lease, takeover=takeover, results=results,
         dead_letters=DeadLetters(letters, role="decide", max_bytes=2 * 1024**2, metrics=metrics),
-        settings=settings, drain_seconds=20, metrics=metrics, fail=fail,
+        settings=settings, drain_seconds=drain_seconds, metrics=metrics, fail=fail,
     )  # fmt: skip
     await group.start()
     try:

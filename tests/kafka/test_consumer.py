@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.structs import OffsetAndMetadata
 
 from pipeline.errors import Rejected
+from pipeline.kafka import commits
 from pipeline.kafka.commit_note import CommitNote
 from pipeline.kafka.partition import Opening
 from pipeline.kafka.sink import UNSENT_BYTES
@@ -416,3 +418,101 @@ async def test_partitions_that_are_assigned_during_a_stop_are_not_opened(kafka: 
         assert not one.consumer.partitions
         await one.consumer.on_partitions_assigned([before.tp])
         assert not one.consumer.partitions
+
+
+class Commit:
+    """Commits of a member that Kafka does not answer any more."""
+
+    def __init__(self, one: Member) -> None:
+        self.begun = asyncio.Event()
+        one.client.commit = self  # type: ignore[method-assign,assignment]
+
+    async def __call__(self, points: object) -> None:
+        self.begun.set()
+        await asyncio.Event().wait()
+
+
+@pytest.mark.asyncio
+async def test_a_stop_does_not_wait_behind_a_hook_whose_commit_is_not_answered(
+    kafka: Broker, topics: TopicMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "_COMMIT_SECONDS", 10 * PATIENCE)
+    own = await topics(partitions=1)
+    settings = kafka_settings(kafka, group_id=own.decide_requests, commit_interval=60)
+    # Alone the hook would have a quarter of the drain for its commit.
+    async with member(settings, own, lambda _: Echo(), partitions=1, drain_seconds=10 * PATIENCE) as one:
+        await until(lambda: any(partition.open for partition in one.consumer.partitions))
+        (partition,) = one.consumer.partitions
+        partition.commit_due = True
+        commit = Commit(one)
+        hook = asyncio.create_task(one.consumer.on_partitions_revoked([partition.tp]))
+        await asyncio.wait_for(commit.begun.wait(), PATIENCE)
+        began = time.monotonic()
+        await one.consumer.stop(seconds=2)
+        assert time.monotonic() - began < stretched(2)
+        assert hook.done()
+        assert not one.consumer.partitions
+
+
+@pytest.mark.asyncio
+async def test_a_stop_does_not_wait_behind_a_hook_that_waits_for_a_service(kafka: Broker, topics: TopicMaker) -> None:
+    own = await topics(partitions=1)
+    settings = kafka_settings(kafka, group_id=own.decide_requests, handover_timeout=15)
+    async with member(settings, own, lambda _: Echo(), partitions=1) as one:
+        await until(lambda: any(partition.open for partition in one.consumer.partitions))
+        flushing = asyncio.Event()
+
+        async def flush() -> None:
+            flushing.set()
+            await asyncio.Event().wait()
+
+        one.consumer.role = replace(one.consumer.role, flush=flush)
+        hook = asyncio.create_task(one.consumer.on_partitions_revoked(one.client.assignment()))
+        await asyncio.wait_for(flushing.wait(), PATIENCE)
+        began = time.monotonic()
+        await one.consumer.stop(seconds=2)
+        assert time.monotonic() - began < stretched(2)
+        await hook
+
+
+@pytest.mark.asyncio
+async def test_a_hook_gives_a_commit_that_is_not_answered_a_quarter_of_the_drain(
+    kafka: Broker, topics: TopicMaker
+) -> None:
+    own = await topics(partitions=1)
+    settings = kafka_settings(kafka, group_id=own.decide_requests, commit_interval=60)
+    async with member(settings, own, lambda _: Echo(), partitions=1, drain_seconds=1) as one:
+        await until(lambda: any(partition.open for partition in one.consumer.partitions))
+        (partition,) = one.consumer.partitions
+        partition.commit_due = True
+        Commit(one)
+        async with asyncio.timeout(stretched(2)):
+            await one.consumer.on_partitions_revoked([partition.tp])
+        assert not one.consumer.partitions
+
+
+@pytest.mark.asyncio
+async def test_no_partition_is_opened_anew_while_all_are_given_back(kafka: Broker, topics: TopicMaker) -> None:
+    own = await topics(partitions=2)
+    settings = kafka_settings(kafka, group_id=own.decide_requests)
+    async with member(settings, own, lambda _: Echo(), partitions=2) as one:
+        await until(lambda: [partition.open for partition in one.consumer.partitions] == [True, True])
+        reopening, ended, go_on = one.consumer._reopening, asyncio.Event(), asyncio.Event()
+        cancel = reopening.cancel
+
+        async def late() -> None:
+            await cancel()
+            ended.set()
+            await go_on.wait()
+
+        reopening.cancel = late  # type: ignore[method-assign]
+        owned = list(one.consumer.partitions)
+        hook = asyncio.create_task(one.consumer.on_partitions_revoked(one.client.assignment()))
+        await asyncio.wait_for(ended.wait(), PATIENCE)
+        # The watch looks just now, and the topic is another.
+        owned[0].topic_id = "x" * 22
+        await reopening.look(seconds=PATIENCE)
+        assert list(one.consumer.partitions) == owned
+        assert not reopening._tasks
+        go_on.set()
+        await hook
