@@ -13,6 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.processes import StandIns, free_port
 from pipeline.sandbox.worker import worker_environment
+from tests.patience import PATIENCE
 
 
 class Broker(Protocol):
@@ -82,9 +83,18 @@ async def create_topics(bootstrap_servers: str, topics: Topics, partitions: int,
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
     await admin.start()
     try:
+        await _controller(admin)
         await admin.create_topics(made)
     finally:
         await admin.close()
+
+
+async def _controller(admin: AIOKafkaAdminClient) -> None:
+    """Wait until the cluster has a controller: a broker that was held, or is busy, may have none for a moment."""
+    async with asyncio.timeout(PATIENCE):
+        while admin._client.cluster.controller is None:
+            await asyncio.sleep(0.1)
+            await admin._client.force_metadata_update()
 
 
 async def add_partitions(bootstrap_servers: str, topic: str, partitions: int) -> None:

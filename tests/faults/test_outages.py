@@ -97,6 +97,7 @@ async def test_a_broker_that_stands_still_is_seen_told_once_and_told_to_be_back(
         produce(mortal_kafka, topics.decide_requests, requests(100, users=50, keys=[FLAG]))
         results.read(100, seconds=30)
         # Nothing more comes, so nothing is written, for longer than an answer may take; a fetch waits for records.
+        until(lambda: answered("heartbeat") > 0, timeout=PATIENCE, what="the first heartbeat")
         before = answered("heartbeat")
         until(lambda: answered("heartbeat") > before + 6, timeout=PATIENCE, what="six seconds without a request")
         assert 0 < answered("produce") <= before + 1

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 
 from pipeline.sandbox.kafka import LocalKafka
 from pipeline.sandbox.processes import StandIns, free_port, until
@@ -57,6 +58,9 @@ class Kafka:
         await admin.start()
         try:
             cluster = await admin.describe_cluster()
+        except KafkaError:
+            # Its metadata name no broker that could be asked.
+            return False
         finally:
             await admin.close()
         return bool(cluster["brokers"]) and cluster["controller_id"] in {one["node_id"] for one in cluster["brokers"]}
