@@ -17,10 +17,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from pipeline.kafka.commits import Commits
-from pipeline.kafka.openings import Openings, ranges
+from pipeline.kafka.openings import Openings
 from pipeline.kafka.partition import Partition
 from pipeline.kafka.sink import Sink
 from pipeline.kafka.takeover import Takeover
+from pipeline.kafka.watch import ranges
 
 log = structlog.get_logger("pipeline.consumer")
 
