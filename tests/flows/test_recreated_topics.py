@@ -181,8 +181,11 @@ def test_results_created_again_with_fewer_partitions_stop_only_those_beyond_and_
 
     asyncio.run(recreate_topic(broker, topics.decide_results, 2, had=PARTITIONS, meanwhile=handed_over))
     assert worker.wait(30) == 70
-    assert json.loads(worker.log.read_text().splitlines()[-1])["reason"] == "role decide cannot go on"
-    assert f"{topics.decide_results} was created again with fewer partitions (2)" in worker.log_tail()
+    reason = json.loads(worker.log.read_text().splitlines()[-1])["reason"]
+    if reason != f"{topics.decide_results}-2 cannot be written":
+        # Kafka had been given the result before the topic was gone; else the writer is the first to know.
+        assert reason == "role decide cannot go on"
+        assert f"{topics.decide_results} was created again with fewer partitions (2)" in worker.log_tail()
     worker.start()
     until(lambda: worker.metric("partitions_blocked", role="decide") == 2, timeout=30, what="the blocked partitions")
     one.flow.writer.send(topics.decide_requests, [first, second])
