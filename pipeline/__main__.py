@@ -8,7 +8,7 @@ from types import FrameType
 
 def main() -> None:
     """Load it, and run it."""
-    # Who starts it in the background may have SIGINT ignored: it stays so.
+    # A script that starts the command in the background ignores SIGINT for it: it stays ignored.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
     from pipeline.cli import main as command
@@ -17,7 +17,7 @@ def main() -> None:
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    """End at once; what has something to clean up, such as the demo or a worker, hears signals by itself.
+    """End at once. Commands with something to clean up, such as the demo and a worker, hear signals by themselves.
 
     An exception instead would come out of any import, and some modules in C crash the process by it (orjson).
     """
