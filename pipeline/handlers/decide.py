@@ -129,13 +129,13 @@ class DecideHandler:
 
         `profile`: if it is known. A request that has waited begins again here, with its segments.
         """
-        request = pending.request
+        shared, request = self._shared, pending.request
         project = self._admitted(request)
         asked = pending.segments is not None
         if project is None or request.error is not None:
             message = FETCH_FAILED if asked else request.error or self._without_project(request.sdk_key)
             self.refuse(pending, message, None, results)
-        elif self._is_expired(pending):
+        elif (request.ttl_ms or request.expires_at is not None or shared.max_age_ms) and self._is_expired(pending):
             self._expire(pending, project, results)
         elif not request.fetch_segments:
             self._with_segments(pending, project, profile, results)
