@@ -406,8 +406,10 @@ def test_no_mistake_and_no_settings_shown_quote_a_secret() -> None:
 
 
 def test_a_masked_sdk_key_ends_as_the_key_does_and_cannot_be_used() -> None:
-    assert masked("sandboxProduction01") == "…on01"
-    assert masked("sandboxProduction02") == "…on02"
+    assert masked("sandboxProduction01") == "348a…on01"
+    assert masked("sandboxProduction02") == "7cc4…on02"
+    # Keys that end alike have series of their own.
+    assert masked("sandboxStaging0001") != masked("sandboxRevoked0001")
     # Never more than a quarter of a short key; a checksum tells those apart.
     assert masked("12345678").endswith("…78")
     assert masked("87654378") != masked("12345678")

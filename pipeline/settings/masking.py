@@ -14,13 +14,12 @@ _USER_INFO = re.compile(r"(?<=://)[^/@\s]*@")
 
 
 def masked(sdk_key: str) -> str:
-    """`…` and the last four characters; of a key shorter than 16 characters, its last quarter after a checksum.
+    """A checksum, `…`, and the last four characters; of a key shorter than 16 characters, its last quarter.
 
-    The checksum tells short keys apart: their last quarter alone could be the same, or empty.
+    The checksum tells keys apart that end alike: as a label of metrics, each must have series of its own.
     """
     shown = min(_SHOWN, len(sdk_key) // 4)
-    checksum = "" if shown == _SHOWN else blake2b(sdk_key.encode(), digest_size=2).hexdigest()
-    return f"{checksum}…{sdk_key[len(sdk_key) - shown :]}"
+    return f"{blake2b(sdk_key.encode(), digest_size=2).hexdigest()}…{sdk_key[len(sdk_key) - shown :]}"
 
 
 def without_password(address: str) -> str:

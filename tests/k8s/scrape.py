@@ -60,6 +60,7 @@ STILL = {
     "Denied and stale keys (B)": _UNTROUBLED,
     "Longest stall of the event loop since the start (A)": _UNTROUBLED,
     "Partitions whose records were lost (A)": _UNTROUBLED,
+    "Partitions whose records were lost (B)": _UNTROUBLED,
     "Starts within the last hour (A)": _UNTROUBLED,
     "Rebalances (A)": "the only one comes before the first scrape of its series",
 }
